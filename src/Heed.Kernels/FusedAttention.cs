@@ -1,0 +1,40 @@
+namespace Heed.Kernels;
+
+/// <summary>Attention without the Nq x Nk map: softmax(scale * Q K^T + bias) V in tiles, on the CPU.</summary>
+public static unsafe class FusedAttention
+{
+    /// <summary>Computes the output, and the log-sum-exp and statistics that the arguments ask for.</summary>
+    /// <exception cref="ArgumentException">Shapes or options do not fit together.</exception>
+    public static void Forward(in AttentionArguments arguments) => Forward(arguments, default(UnmodifiedScore), default(AllPairs));
+
+    /// <summary>As <see cref="Forward(in AttentionArguments)"/>, with a score modifier and a mask predicate compiled into the tile loop.</summary>
+    public static void Forward<TScore, TMask>(in AttentionArguments arguments, TScore modifier, TMask predicate)
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+
+    /// <summary>Computes gradients. Needs the output and (softmax) the log-sum-exp that <see cref="Forward(in AttentionArguments)"/> left in the arguments.</summary>
+    public static void Backward(in AttentionArguments arguments, in AttentionGradients gradients) =>
+        Backward(arguments, gradients, default(UnmodifiedScore), default(AllPairs));
+
+    /// <summary>As <see cref="Backward(in AttentionArguments, in AttentionGradients)"/>, with the modifier and predicate of the forward pass.</summary>
+    public static void Backward<TScore, TMask>(in AttentionArguments arguments, in AttentionGradients gradients, TScore modifier, TMask predicate)
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+
+    /// <summary>Mass that each key receives, summed over the queries of each query head. Needs the log-sum-exp in the arguments.</summary>
+    /// <param name="arguments">The problem; value and output are not read.</param>
+    /// <param name="mass">Receives <c>[B, H, Nk]</c>, contiguous.</param>
+    public static void MassPerKey(in AttentionArguments arguments, float* mass) => MassPerKey(arguments, mass, default(UnmodifiedScore), default(AllPairs));
+
+    /// <summary>As <see cref="MassPerKey(in AttentionArguments, float*)"/>, with a modifier and predicate.</summary>
+    public static void MassPerKey<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+
+    /// <summary>Merges two partial results over disjoint sets of keys into the first: o = (e^la oa + e^lb ob) / (e^la + e^lb).</summary>
+    /// <param name="output">The first result <c>[B, H, Nq, Dv]</c>; receives the merged one.</param>
+    /// <param name="logSumExp">Its log-sum-exp <c>[B, H, Nq]</c>; receives the merged one.</param>
+    /// <param name="other">The second result.</param>
+    /// <param name="otherLogSumExp">Its log-sum-exp.</param>
+    public static void Merge(TensorView output, float* logSumExp, TensorView other, float* otherLogSumExp) => throw new NotImplementedException();
+}

@@ -1,0 +1,142 @@
+using TorchSharp;
+
+namespace Heed;
+
+/// <summary>The stages of an attention call at which a hook may observe or change it.</summary>
+[Flags]
+public enum AttentionStages
+{
+    /// <summary>None.</summary>
+    None = 0,
+
+    /// <summary>Query, key and value, before anything is computed. Stays fused.</summary>
+    Inputs = 1,
+
+    /// <summary>Scores before the normaliser, as a tensor. Materialises the map at this site.</summary>
+    Scores = 2,
+
+    /// <summary>Weights after the normaliser, as a tensor. Materialises the map at this site.</summary>
+    Weights = 4,
+
+    /// <summary>The output per head, before the gate's merge into the model. Stays fused.</summary>
+    Output = 8,
+
+    /// <summary>Streamed statistics of rows and columns. Stays fused.</summary>
+    Statistics = 16,
+}
+
+/// <summary>Statistics that a hook asks for at <see cref="AttentionStages.Statistics"/>.</summary>
+public sealed record AttentionStatisticsRequest
+{
+    /// <summary>Entropy of every row, in nats.</summary>
+    public bool Entropy { get; init; }
+
+    /// <summary>The largest weight of every row and its key.</summary>
+    public bool Maximum { get; init; }
+
+    /// <summary>Mean distance between every query and its keys, in tokens.</summary>
+    public bool MeanDistance { get; init; }
+
+    /// <summary>Keys whose mass is wanted, boolean <c>[Nk]</c> or <c>[B, Nk]</c>; null: not wanted.</summary>
+    public torch.Tensor? KeySet { get; init; }
+
+    /// <summary>How many of the largest weights of every row are wanted (0: none, at most 64).</summary>
+    public int TopCount { get; init; }
+
+    /// <summary>Mass that every key receives (a second half-pass).</summary>
+    public bool MassPerKey { get; init; }
+}
+
+/// <summary>Streamed statistics of one call. Members that were not asked for are null. All tensors belong to the receiver of the scope they were made in.</summary>
+public sealed record AttentionStatistics
+{
+    /// <summary>Log-sum-exp of every row, float32 <c>[B, H, Nq]</c>.</summary>
+    public torch.Tensor? LogSumExp { get; init; }
+
+    /// <summary>Entropy in nats, float32 <c>[B, H, Nq]</c>.</summary>
+    public torch.Tensor? Entropy { get; init; }
+
+    /// <summary>Largest weight, float32 <c>[B, H, Nq]</c>.</summary>
+    public torch.Tensor? Maximum { get; init; }
+
+    /// <summary>Key of the largest weight, int32 <c>[B, H, Nq]</c>; -1 where there is none.</summary>
+    public torch.Tensor? MaximumKey { get; init; }
+
+    /// <summary>Mean distance in tokens, float32 <c>[B, H, Nq]</c>.</summary>
+    public torch.Tensor? MeanDistance { get; init; }
+
+    /// <summary>Mass on the key set, float32 <c>[B, H, Nq]</c>.</summary>
+    public torch.Tensor? SetMass { get; init; }
+
+    /// <summary>Largest weights, descending, float32 <c>[B, H, Nq, k]</c>.</summary>
+    public torch.Tensor? TopWeights { get; init; }
+
+    /// <summary>Their keys, int32 <c>[B, H, Nq, k]</c>.</summary>
+    public torch.Tensor? TopKeys { get; init; }
+
+    /// <summary>Mass received, float32 <c>[B, H, Nk]</c>.</summary>
+    public torch.Tensor? MassPerKey { get; init; }
+}
+
+/// <summary>
+/// Observes (a probe) or changes (an edit) attention calls. Installed on a model's <see cref="AttentionHooks"/> for a scope; acts per site, by stage. A hook
+/// declares the stages it needs, so that calls stay fused wherever nobody needs the map itself.
+/// </summary>
+public abstract class AttentionHook
+{
+    /// <summary>The stages this hook needs at a site; <see cref="AttentionStages.None"/> where it has no business.</summary>
+    public abstract AttentionStages StagesAt(AttentionSite site);
+
+    /// <summary>The statistics this hook wants at a site, where <see cref="StagesAt"/> includes them.</summary>
+    public virtual AttentionStatisticsRequest? StatisticsAt(AttentionSite site) => null;
+
+    /// <summary>Stage inputs: may assign <see cref="AttentionCall.Query"/>, <see cref="AttentionCall.Key"/>, <see cref="AttentionCall.Value"/> and <see cref="AttentionCall.Options"/>.</summary>
+    public virtual void OnInputs(AttentionCall call)
+    {
+    }
+
+    /// <summary>Stage scores: the scores <c>[B, H, Nq, Nk]</c> (minus infinity where masked) to go on with.</summary>
+    public virtual torch.Tensor OnScores(AttentionCall call, torch.Tensor scores) => scores;
+
+    /// <summary>Stage weights: the weights <c>[B, H, Nq, Nk]</c> to go on with.</summary>
+    public virtual torch.Tensor OnWeights(AttentionCall call, torch.Tensor weights) => weights;
+
+    /// <summary>Stage output: the output <c>[B, H, Nq, Dv]</c> to go on with.</summary>
+    public virtual torch.Tensor OnOutput(AttentionCall call, torch.Tensor output) => output;
+
+    /// <summary>Stage statistics: the statistics that were asked for, and perhaps more that other hooks asked for.</summary>
+    public virtual void OnStatistics(AttentionCall call, AttentionStatistics statistics)
+    {
+    }
+}
+
+/// <summary>The hooks installed on a model. Every attention call of the model passes them on to <see cref="Attention"/>.</summary>
+public sealed class AttentionHooks
+{
+    private readonly List<AttentionHook> _hooks = [];
+
+    /// <summary>The installed hooks, in the order in which they act.</summary>
+    public IReadOnlyList<AttentionHook> Installed => _hooks;
+
+    /// <summary>Installs a hook until the returned scope is disposed.</summary>
+    public IDisposable Install(AttentionHook hook)
+    {
+        ArgumentNullException.ThrowIfNull(hook);
+        _hooks.Add(hook);
+        return new Scope(_hooks, hook);
+    }
+
+    private sealed class Scope(List<AttentionHook> hooks, AttentionHook hook) : IDisposable
+    {
+        private bool _disposed;
+
+        public void Dispose()
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                hooks.Remove(hook);
+            }
+        }
+    }
+}

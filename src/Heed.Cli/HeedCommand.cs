@@ -13,6 +13,7 @@ internal static class HeedCommand
     {
         var root = new RootCommand("Attention for .NET: see what a transformer attends to, generate, verify, benchmark and train.")
         {
+            Commands.BenchCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));
         return root;

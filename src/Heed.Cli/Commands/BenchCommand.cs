@@ -31,7 +31,7 @@ internal static class BenchCommand
                     return RunAgain(result, cancellation);
                 }
 
-                Interop.NativeLibraries.Load();
+                LibTorchSetup.Ensure();
                 var isQuick = result.GetValue(quick);
                 var chosen = result.GetValue(names) is { Length: > 0 } some ? some : [.. BenchmarkFamily.All.Select(family => family.Name)];
                 var counts = result.GetValue(threads) is { Length: > 0 } given ? given : [.. new[] { 1, Environment.ProcessorCount }.Distinct()];

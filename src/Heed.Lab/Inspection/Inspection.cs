@@ -12,7 +12,8 @@ public sealed record InspectedModel(string Name, int Layers, int Heads, int KeyV
 /// <param name="Id">Its number in the vocabulary.</param>
 /// <param name="Text">What it stands for in the text; a token of part of a character: its bytes in angle brackets.</param>
 /// <param name="Loss">-ln of the probability that the model gave it, nats; null where nothing predicts it (the first token).</param>
-public sealed record InspectedToken(int Id, string Text, double? Loss);
+/// <param name="IsText">Whether <paramref name="Text"/> stands in the text as it is; false for special tokens and parts of characters.</param>
+public sealed record InspectedToken(int Id, string Text, double? Loss, bool IsText = true);
 
 /// <summary>One head.</summary>
 public sealed record InspectedHead

@@ -27,7 +27,7 @@ public static class InspectionReport
     /// <summary>Bytes that a head takes in the report at most (base64 of what does not compress at all).</summary>
     public static long BytesPerHead(int tokens, int topCount, int tokensPerCell) => ((2L * tokens) + (4L * tokens * topCount) + PooledMap.BytesOf(tokens, tokensPerCell)) * 4 / 3;
 
-    /// <summary>How much detail fits a budget: half of it for the maps, the rest for the largest weights.</summary>
+    /// <summary>How much detail fits a budget: two thirds of it for the maps, the rest for the largest weights.</summary>
     /// <param name="tokens">Length of the sequence.</param>
     /// <param name="heads">Number of heads in all.</param>
     /// <param name="budget">Bytes that the heads may take in the report.</param>
@@ -37,7 +37,7 @@ public static class InspectionReport
         const int leastSide = 64;
         var perHead = budget / Math.Max(1, heads);
         var cell = 1;
-        while (PooledMap.SideOf(tokens, cell) > leastSide && PooledMap.BytesOf(tokens, cell) * 4 / 3 > perHead / 2)
+        while (PooledMap.SideOf(tokens, cell) > leastSide && PooledMap.BytesOf(tokens, cell) * 4 / 3 > perHead * 2 / 3)
         {
             cell++;
         }

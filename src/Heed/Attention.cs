@@ -17,6 +17,36 @@ public static class Attention
         torch.Tensor query, torch.Tensor key, torch.Tensor value, AttentionOptions? options = null, AttentionSite site = default, AttentionHooks? hooks = null)
     {
         var call = new AttentionCall(site, query, key, value, options ?? AttentionOptions.Default);
-        return PlainAttention.Compute(call, hooks);
+        var stages = hooks is null ? AttentionStages.None : hooks.StagesAt(site);
+        return stages == AttentionStages.None ? PlainAttention.Compute(call) : ComputeWithHooks(call, hooks!, stages);
+    }
+
+    private static torch.Tensor ComputeWithHooks(AttentionCall call, AttentionHooks hooks, AttentionStages stages)
+    {
+        using var scope = torch.NewDisposeScope();
+        if (stages.HasFlag(AttentionStages.Inputs))
+        {
+            foreach (var hook in hooks.Installed)
+            {
+                if (hook.StagesAt(call.Site).HasFlag(AttentionStages.Inputs))
+                {
+                    hook.OnInputs(call);
+                }
+            }
+        }
+
+        var output = PlainAttention.Compute(call, hooks);
+        if (stages.HasFlag(AttentionStages.Output))
+        {
+            foreach (var hook in hooks.Installed)
+            {
+                if (hook.StagesAt(call.Site).HasFlag(AttentionStages.Output))
+                {
+                    output = hook.OnOutput(call, output);
+                }
+            }
+        }
+
+        return output.MoveToOuterDisposeScope();
     }
 }

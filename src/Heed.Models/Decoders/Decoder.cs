@@ -53,18 +53,24 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
     /// <summary>The logits, and on request what leads to them.</summary>
     /// <param name="ids">Token ids, int64 <c>[B, N]</c>.</param>
+    /// <param name="cache">Earlier tokens of the same texts (see <see cref="CreateCache"/>): positions go on from them, and the new tokens are appended. Null: the texts start here.</param>
     /// <param name="hiddenStates">Receives, each <c>[B, N, C]</c>, the embeddings, the output of every layer but the last, and the last layer's output after the final norm;
     /// they belong to the caller's dispose scope. Null: not wanted.</param>
     /// <param name="lastOnly">Whether the logits of the last token are enough, as in generation.</param>
     /// <returns><c>[B, N, V]</c>, or <c>[B, 1, V]</c> of the last token.</returns>
-    /// <exception cref="ArgumentException">The ids are not int64 <c>[B, N]</c> with at least one token, or one is not in the vocabulary.</exception>
-    public Tensor forward(Tensor ids, ICollection<Tensor>? hiddenStates, bool lastOnly = false)
+    /// <exception cref="ArgumentException">The ids are not int64 <c>[B, N]</c> with at least one token, or one is not in the vocabulary, or the cache is of another model.</exception>
+    public Tensor forward(Tensor ids, KeyValueCache? cache, ICollection<Tensor>? hiddenStates = null, bool lastOnly = false)
     {
         CheckIds(ids);
+        if (cache is not null && cache.Layers != Configuration.Layers)
+        {
+            throw new ArgumentException($"The cache has {cache.Layers} layers, the decoder {Configuration.Layers}.", nameof(cache));
+        }
+
         using var scope = NewDisposeScope();
         var tokens = ids.shape[1];
-        var positions = arange(tokens, dtype: int64, device: ids.device);
-        var hidden = model.forward(ids, positions, hiddenStates);
+        var positions = arange(tokens, dtype: int64, device: ids.device) + (cache?.Length ?? 0);
+        var hidden = model.forward(ids, positions, cache, hiddenStates);
         if (lastOnly)
         {
             hidden = hidden.narrow(1, tokens - 1, 1);
@@ -72,6 +78,12 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
         return (lm_head is null ? nn.functional.linear(hidden, model.Embedding) : lm_head.forward(hidden)).MoveToOuterDisposeScope();
     }
+
+    /// <summary>An empty cache for this decoder: layers with a sliding window keep no more than they can reach.</summary>
+    /// <param name="type">Element type of the cached keys and values.</param>
+    /// <param name="limit">The most tokens it may hold; null: as many as memory allows.</param>
+    public KeyValueCache CreateCache(ScalarType type = ScalarType.Float32, long? limit = null) =>
+        new(Configuration.Layers, type, limit, layer => Configuration.WindowOf(layer));
 
     private void CheckIds(Tensor ids)
     {
@@ -112,7 +124,7 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
         public Parameter Embedding => embed_tokens.Weight;
 
-        public Tensor forward(Tensor ids, Tensor positions, ICollection<Tensor>? hiddenStates)
+        public Tensor forward(Tensor ids, Tensor positions, KeyValueCache? cache, ICollection<Tensor>? hiddenStates)
         {
             using var scope = NewDisposeScope();
             var rotary = _rotary.Tables(positions, Embedding.dtype);
@@ -120,7 +132,7 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
             foreach (var layer in layers)
             {
                 hiddenStates?.Add(hidden.MoveToOuterDisposeScope().MoveToOuterDisposeScope());
-                hidden = layer.forward(hidden, rotary);
+                hidden = layer.forward(hidden, rotary, cache);
             }
 
             hidden = norm.forward(hidden);
@@ -150,6 +162,6 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
         public Parameter Weight => weight;
 
-        public override Tensor forward(Tensor input) => nn.functional.embedding(input, weight);
+        public override Tensor forward(Tensor input) => weight.index_select(0, input.reshape(-1)).view([.. input.shape, weight.shape[1]]);
     }
 }

@@ -52,10 +52,11 @@ public sealed class DecoderLayer : nn.Module<Tensor, Tensor>
     /// <summary>The layer's output.</summary>
     /// <param name="input"><c>[B, N, C]</c>.</param>
     /// <param name="rotary">Tables of the tokens' positions; null: no positions.</param>
-    public Tensor forward(Tensor input, RotaryTables? rotary)
+    /// <param name="cache">Earlier tokens, to which these are appended; null: none.</param>
+    public Tensor forward(Tensor input, RotaryTables? rotary, KeyValueCache? cache = null)
     {
         using var scope = NewDisposeScope();
-        var attended = input + self_attn.forward(input_layernorm.forward(input), rotary);
+        var attended = input + self_attn.forward(input_layernorm.forward(input), rotary, cache);
         return (attended + mlp.forward(post_attention_layernorm.forward(attended))).MoveToOuterDisposeScope();
     }
 }

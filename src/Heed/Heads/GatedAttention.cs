@@ -140,28 +140,30 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
     /// <summary>The module's output.</summary>
     /// <param name="input"><c>[B, N, C]</c>.</param>
     /// <param name="rotary">Tables of the tokens' positions; null: no positions.</param>
+    /// <param name="cache">Earlier tokens, to which these are appended at the layer of <see cref="Site"/>; null: none.</param>
     /// <returns><c>[B, N, C]</c>.</returns>
     /// <exception cref="ArgumentException">The input has another shape.</exception>
-    public Tensor forward(Tensor input, RotaryTables? rotary)
+    public Tensor forward(Tensor input, RotaryTables? rotary, KeyValueCache? cache = null)
     {
         using var scope = NewDisposeScope();
-        return Run(input, rotary).Output.MoveToOuterDisposeScope();
+        return Run(input, rotary, cache).Output.MoveToOuterDisposeScope();
     }
 
     /// <summary>The module's output and the gate's scores after the activation.</summary>
     /// <param name="input"><c>[B, N, C]</c>.</param>
     /// <param name="rotary">Tables of the tokens' positions; null: no positions.</param>
+    /// <param name="cache">Earlier tokens, to which these are appended at the layer of <see cref="Site"/>; null: none.</param>
     /// <returns>The output <c>[B, N, C]</c>, and the scores <c>[B, N, heads, D]</c>: one head where they are shared, one element where they are headwise,
     /// <c>[B, N, C]</c> at <see cref="GatePosition.DenseOutput"/>, null without a gate.</returns>
     /// <exception cref="ArgumentException">The input has another shape.</exception>
-    public (Tensor Output, Tensor? GateScores) ForwardWithGate(Tensor input, RotaryTables? rotary = null)
+    public (Tensor Output, Tensor? GateScores) ForwardWithGate(Tensor input, RotaryTables? rotary = null, KeyValueCache? cache = null)
     {
         using var scope = NewDisposeScope();
-        var (output, scores) = Run(input, rotary);
+        var (output, scores) = Run(input, rotary, cache);
         return (output.MoveToOuterDisposeScope(), scores?.MoveToOuterDisposeScope());
     }
 
-    private (Tensor Output, Tensor? Scores) Run(Tensor input, RotaryTables? rotary)
+    private (Tensor Output, Tensor? Scores) Run(Tensor input, RotaryTables? rotary, KeyValueCache? cache)
     {
         ArgumentNullException.ThrowIfNull(input);
         if (input.dim() != 3 || input.shape[2] != _options.Width)
@@ -199,7 +201,13 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
         // The door multiplies the gate in while the output is still in its registers; what it cannot do in one pass is done after it.
         var throughDoor = position == GatePosition.SdpaOutput && _options.Gate.Combine == GateCombination.Multiply && _options.OutputTransform == HeadOutputTransform.None;
         var attention = throughDoor ? _options.Attention with { Gate = scores!.transpose(1, 2) } : _options.Attention;
-        var heads = Attention.Compute(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attention, Site, Hooks).transpose(1, 2);
+        var (keys, values) = (key.transpose(1, 2), value.transpose(1, 2));
+        if (cache is not null)
+        {
+            (keys, values) = cache.Append(Site.Layer, keys, values);
+        }
+
+        var heads = Attention.Compute(query.transpose(1, 2), keys, values, attention, Site, Hooks).transpose(1, 2);
         heads = _options.OutputTransform switch
         {
             HeadOutputTransform.SiLU => nn.functional.silu(heads),

@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using System.CommandLine.Parsing;
+using Heed.Cli.Commands;
 
 namespace Heed.Cli;
 
@@ -13,7 +14,8 @@ internal static class HeedCommand
     {
         var root = new RootCommand("Attention for .NET: see what a transformer attends to, generate, verify, benchmark and train.")
         {
-            Commands.BenchCommand.Create(),
+            BenchCommand.Create(),
+            PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));
         return root;

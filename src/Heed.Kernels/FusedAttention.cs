@@ -42,7 +42,7 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="Backward(in AttentionArguments, in AttentionGradients)"/>, with the modifier and predicate of the forward pass.</summary>
     public static void Backward<TScore, TMask>(in AttentionArguments arguments, in AttentionGradients gradients, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+        where TMask : struct, IMaskPredicate => BackwardAttention.Compute(arguments, gradients, modifier, predicate);
 
     /// <summary>Mass that each key receives, summed over the queries of each query head. Needs the log-sum-exp in the arguments.</summary>
     /// <param name="arguments">The problem; value and output are not read.</param>

@@ -16,6 +16,7 @@ internal static class HeedCommand
         {
             VerifyCommand.Create(),
             BenchCommand.Create(),
+            TrainCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

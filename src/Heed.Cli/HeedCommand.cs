@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using System.CommandLine.Parsing;
+using Heed.Cli.Commands;
 
 namespace Heed.Cli;
 
@@ -13,6 +14,7 @@ internal static class HeedCommand
     {
         var root = new RootCommand("Attention for .NET: see what a transformer attends to, generate, verify, benchmark and train.")
         {
+            InspectCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));
         return root;

@@ -73,7 +73,7 @@ public sealed class SafetensorsReader : IDisposable
 
         using var quiet = no_grad();
         using var source = Read(name);
-        target.copy_(source).Dispose();
+        target.copy_(source);
     }
 
     /// <inheritdoc/>

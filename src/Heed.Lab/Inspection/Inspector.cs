@@ -5,7 +5,6 @@ using Heed.Models;
 using Heed.Models.Decoders;
 using Heed.Models.Tokenizers;
 using Heed.Probes;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Heed.Lab.Inspection;

@@ -240,11 +240,11 @@ public sealed class ReportPageTests(Browser browser) : IClassFixture<Browser>, I
         return file;
     }
 
-    private static Task WaitForPictures(IPage page, int count) =>
-        page.WaitForFunctionAsync($"[...document.querySelectorAll('.cell canvas')].filter(c => c.width > 8).length === {count}");
+    private static async Task WaitForPictures(IPage page, int count) =>
+        await page.WaitForFunctionAsync($"[...document.querySelectorAll('.cell canvas')].filter(c => c.width > 8).length === {count}");
 
-    private static Task Text(IPage page, string selector, string text) =>
-        page.WaitForFunctionAsync("([selector, text]) => document.querySelector(selector).textContent === text", new[] { selector, text });
+    private static async Task Text(IPage page, string selector, string text) =>
+        await page.WaitForFunctionAsync("([selector, text]) => document.querySelector(selector).textContent === text", new[] { selector, text });
 
     private static async Task<int[]> Order(IPage page) => await page.EvaluateAsync<int[]>("[...document.querySelectorAll('.cell')].map(c => +c.dataset.index)");
 

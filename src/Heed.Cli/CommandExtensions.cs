@@ -1,6 +1,5 @@
 using System.CommandLine;
 using System.Globalization;
-using Heed.Interop;
 
 namespace Heed.Cli;
 
@@ -18,7 +17,7 @@ internal static class CommandExtensions
         {
             if (usesLibTorch)
             {
-                NativeLibraries.Load();
+                LibTorchSetup.Ensure();
             }
 
             return Task.FromResult(action(result, Terminal.Of(result), cancellation));

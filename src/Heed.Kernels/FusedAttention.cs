@@ -1,3 +1,5 @@
+using System.Runtime.Intrinsics;
+
 namespace Heed.Kernels;
 
 /// <summary>Attention without the Nq x Nk map: softmax(scale * Q K^T + bias) V in tiles, on the CPU.</summary>
@@ -10,7 +12,24 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="Forward(in AttentionArguments)"/>, with a score modifier and a mask predicate compiled into the tile loop.</summary>
     public static void Forward<TScore, TMask>(in AttentionArguments arguments, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+        where TMask : struct, IMaskPredicate
+    {
+        var problem = new CheckedProblem(arguments);
+        problem.CheckOutput();
+        ClearAbsentRows(problem);
+        if (Vector512.IsHardwareAccelerated)
+        {
+            ForwardKernel<Vector512<float>, Vector512Operations, TScore, TMask>.Compute(problem, modifier, predicate);
+        }
+        else if (Vector256.IsHardwareAccelerated)
+        {
+            ForwardKernel<Vector256<float>, Vector256Operations, TScore, TMask>.Compute(problem, modifier, predicate);
+        }
+        else
+        {
+            ForwardKernel<Vector128<float>, Vector128Operations, TScore, TMask>.Compute(problem, modifier, predicate);
+        }
+    }
 
     /// <summary>Computes gradients. Needs the output and (softmax) the log-sum-exp that <see cref="Forward(in AttentionArguments)"/> left in the arguments.</summary>
     public static void Backward(in AttentionArguments arguments, in AttentionGradients gradients) =>
@@ -37,4 +56,43 @@ public static unsafe class FusedAttention
     /// <param name="other">The second result.</param>
     /// <param name="otherLogSumExp">Its log-sum-exp.</param>
     public static void Merge(TensorView output, float* logSumExp, TensorView other, float* otherLogSumExp) => throw new NotImplementedException();
+
+    /// <summary>Writes the results of the rows that lie in no sequence: zeros, and minus infinity for the log-sum-exp.</summary>
+    private static void ClearAbsentRows(CheckedProblem problem)
+    {
+        ref readonly var a = ref problem.Arguments;
+        if (a.QueryOffsets == null && a.QueryLengths == null)
+        {
+            return;
+        }
+
+        for (var batch = 0; batch < problem.Batch; batch++)
+        {
+            long end = 0;
+            for (var sequence = problem.IsPacked ? 0 : batch; sequence < (problem.IsPacked ? problem.Sequences : batch + 1); sequence++)
+            {
+                var slice = problem.Sequence(sequence);
+                ClearRows(problem, batch, end, slice.QueryStart);
+                end = slice.QueryStart + slice.QueryLength;
+            }
+
+            ClearRows(problem, batch, end, problem.Queries);
+        }
+    }
+
+    private static void ClearRows(CheckedProblem problem, long batch, long start, long end)
+    {
+        ref readonly var a = ref problem.Arguments;
+        for (var head = 0; head < problem.Heads; head++)
+        {
+            for (var row = start; row < end; row++)
+            {
+                new Span<float>(a.Output.Row(batch, head, row), problem.ValueWidth).Clear();
+                if (a.LogSumExp != null)
+                {
+                    a.LogSumExp[(((batch * problem.Heads) + head) * problem.Queries) + row] = float.NegativeInfinity;
+                }
+            }
+        }
+    }
 }

@@ -7,18 +7,26 @@ public static class Attention
 {
     /// <summary>Attention of <paramref name="query"/> over <paramref name="key"/> and <paramref name="value"/>.</summary>
     /// <param name="query"><c>[B, H, Nq, D]</c>.</param>
-    /// <param name="key"><c>[B, Hkv, Nk, D]</c>, Hkv a divisor of H.</param>
-    /// <param name="value"><c>[B, Hkv, Nk, Dv]</c>.</param>
+    /// <param name="key"><c>[B, Hkv, Nk, D]</c>, Hkv a divisor of H. The query's dtype, or float16 or bfloat16 (a cache) beside a float32 or float64 query.</param>
+    /// <param name="value"><c>[B, Hkv, Nk, Dv]</c>, the key's dtype.</param>
     /// <param name="options">What to do beside plain softmax attention; null: nothing.</param>
     /// <param name="site">Where the call stands in its model; needed where hooks are given.</param>
     /// <param name="hooks">The model's hooks; null: none.</param>
-    /// <returns><c>[B, H, Nq, Dv]</c>.</returns>
+    /// <returns><c>[B, H, Nq, Dv]</c>, in the query's dtype. Where the query lies in memory with heads inside tokens, so does the output.</returns>
+    /// <exception cref="ArgumentException">Shapes, dtypes, devices or options do not fit together; the message says which and what was expected.</exception>
     public static torch.Tensor Compute(
         torch.Tensor query, torch.Tensor key, torch.Tensor value, AttentionOptions? options = null, AttentionSite site = default, AttentionHooks? hooks = null)
     {
-        var call = new AttentionCall(site, query, key, value, options ?? AttentionOptions.Default);
+        options ??= AttentionOptions.Default;
         var stages = hooks is null ? AttentionStages.None : hooks.StagesAt(site);
-        return stages == AttentionStages.None ? PlainAttention.Compute(call) : ComputeWithHooks(call, hooks!, stages);
+        if (stages != AttentionStages.None)
+        {
+            return ComputeWithHooks(new(site, query, key, value, options), hooks!, stages);
+        }
+
+        var shape = AttentionShape.Read(query, key, value);
+        shape.Check(options, query);
+        return PlainAttention.Compute(new(site, query, key, value, options));
     }
 
     private static torch.Tensor ComputeWithHooks(AttentionCall call, AttentionHooks hooks, AttentionStages stages)
@@ -35,7 +43,15 @@ public static class Attention
             }
         }
 
-        var output = PlainAttention.Compute(call, hooks);
+        var shape = AttentionShape.Read(call.Query, call.Key, call.Value);
+        shape.Check(call.Options, call.Query);
+        var passes = ObserverStages.Requests(call.Site, hooks);
+        foreach (var pass in passes)
+        {
+            shape.Check(pass.Request, call.Options);
+        }
+
+        var output = PlainAttention.Compute(call, hooks, passes);
         if (stages.HasFlag(AttentionStages.Output))
         {
             foreach (var hook in hooks.Installed)

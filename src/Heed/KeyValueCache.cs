@@ -211,7 +211,7 @@ public sealed class KeyValueCache : IDisposable
         if (key.dim() != 4 || value.dim() != 4 || key.size(0) != value.size(0) || key.size(1) != value.size(1) || key.size(2) != value.size(2))
         {
             throw new ArgumentException(
-                $"Keys [B, Hkv, n, D] and values [B, Hkv, n, Dv] of one batch, head count and length were expected, not {Shapes.Text(key)} and {Shapes.Text(value)}.", nameof(key));
+                $"Keys [B, Hkv, n, D] and values [B, Hkv, n, Dv] of one batch, head count and length were expected, not {AttentionShape.Text(key)} and {AttentionShape.Text(value)}.", nameof(key));
         }
 
         if (state.Keys is { } held && state.Count > 0
@@ -219,8 +219,8 @@ public sealed class KeyValueCache : IDisposable
                 || held.device_type != key.device_type))
         {
             throw new ArgumentException(
-                $"Layer {layer} of the key-value cache holds keys {Shapes.Text(held)} and values {Shapes.Text(state.Values!)} on {held.device}; "
-                + $"{Shapes.Text(key)} and {Shapes.Text(value)} on {key.device} do not continue them: only the length may differ. Reset the cache for another batch.",
+                $"Layer {layer} of the key-value cache holds keys {AttentionShape.Text(held)} and values {AttentionShape.Text(state.Values!)} on {held.device}; "
+                + $"{AttentionShape.Text(key)} and {AttentionShape.Text(value)} on {key.device} do not continue them: only the length may differ. Reset the cache for another batch.",
                 nameof(key));
         }
     }

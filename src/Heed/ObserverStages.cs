@@ -3,32 +3,11 @@ namespace Heed;
 /// <summary>The observers' stages, map and statistics: each hook gets what it asked for, each distinct request is computed once.</summary>
 internal static class ObserverStages
 {
-    /// <summary>Collects the requests of a site's hooks, merges what can be merged, computes, and calls the hooks in order.</summary>
-    /// <param name="call">The call.</param>
-    /// <param name="hooks">The hooks.</param>
-    /// <param name="compute">Computes the statistics of the call.</param>
-    public static void Run(AttentionCall call, AttentionHooks? hooks, Func<AttentionStatisticsRequest, AttentionStatistics> compute)
-    {
-        foreach (var hook in hooks?.Installed ?? [])
-        {
-            if (hook.StagesAt(call.Site).HasFlag(AttentionStages.Map))
-            {
-                hook.OnMap(call);
-            }
-        }
-
-        foreach (var (request, receivers) in Requests(call.Site, hooks))
-        {
-            Deliver(call, compute(request), receivers);
-        }
-    }
-
     /// <summary>The merged requests of a site's hooks, each with the hooks that it serves and what they asked for.</summary>
-    public static List<(AttentionStatisticsRequest Request, List<(AttentionHook Hook, AttentionStatisticsRequest Wanted)> Receivers)> Requests(
-        AttentionSite site, AttentionHooks? hooks)
+    public static List<StatisticsPass> Requests(AttentionSite site, AttentionHooks hooks)
     {
-        List<(AttentionStatisticsRequest Request, List<(AttentionHook, AttentionStatisticsRequest)> Receivers)> passes = [];
-        foreach (var hook in hooks?.Installed ?? [])
+        List<StatisticsPass> passes = [];
+        foreach (var hook in hooks.Installed)
         {
             if (!hook.StagesAt(site).HasFlag(AttentionStages.Statistics))
             {
@@ -43,24 +22,36 @@ internal static class ObserverStages
                 if (AttentionStatisticsRequest.TryMerge(passes[i].Request, wanted) is { } both)
                 {
                     passes[i].Receivers.Add((hook, wanted));
-                    passes[i] = (both, passes[i].Receivers);
+                    passes[i] = passes[i] with { Request = both };
                     merged = true;
                 }
             }
 
             if (!merged)
             {
-                passes.Add((wanted, [(hook, wanted)]));
+                passes.Add(new(wanted, [(hook, wanted)]));
             }
         }
 
         return passes;
     }
 
-    /// <summary>Calls the hooks that a computed request serves.</summary>
-    public static void Deliver(AttentionCall call, AttentionStatistics statistics, List<(AttentionHook Hook, AttentionStatisticsRequest Wanted)> receivers)
+    /// <summary>Calls the hooks of the stage map.</summary>
+    public static void ShowMap(AttentionCall call, AttentionHooks hooks)
     {
-        foreach (var (hook, wanted) in receivers)
+        foreach (var hook in hooks.Installed)
+        {
+            if (hook.StagesAt(call.Site).HasFlag(AttentionStages.Map))
+            {
+                hook.OnMap(call);
+            }
+        }
+    }
+
+    /// <summary>Calls the hooks that a computed request serves.</summary>
+    public static void Deliver(AttentionCall call, AttentionStatistics statistics, StatisticsPass pass)
+    {
+        foreach (var (hook, wanted) in pass.Receivers)
         {
             // Another hook may have asked for more of the largest weights; nobody should get another width than the one asked for.
             var count = wanted.TopCount;
@@ -69,4 +60,8 @@ internal static class ObserverStages
                 : statistics);
         }
     }
+
+    /// <summary>A request and whom it serves.</summary>
+    public readonly record struct StatisticsPass(
+        AttentionStatisticsRequest Request, List<(AttentionHook Hook, AttentionStatisticsRequest Wanted)> Receivers);
 }

@@ -11,7 +11,7 @@ namespace Heed;
 internal static class PlainAttention
 {
     /// <summary>The output of a call (gate included), with the hooks of the stages scores, weights and statistics.</summary>
-    public static Tensor Compute(AttentionCall call, AttentionHooks? hooks = null)
+    public static Tensor Compute(AttentionCall call, AttentionHooks? hooks = null, IReadOnlyList<ObserverStages.StatisticsPass>? passes = null)
     {
         using var scope = NewDisposeScope();
         var installed = hooks?.Installed ?? [];
@@ -33,13 +33,22 @@ internal static class PlainAttention
             }
         }
 
-        call.Map = weights;
-        ObserverStages.Run(call, hooks, request => Statistics(map, weights, call.Options, request));
-        call.Map = null;
+        if (hooks is not null)
+        {
+            call.Map = weights;
+            ObserverStages.ShowMap(call, hooks);
+            foreach (var pass in passes ?? [])
+            {
+                ObserverStages.Deliver(call, Statistics(map, weights, call.Options, pass.Request), pass);
+            }
+
+            call.Map = null;
+        }
+
         var output = Mix(weights, call.Value.to(weights.dtype), map.Allowed);
         if (call.Options.Gate is { } gate)
         {
-            output = output * gate;
+            output = output * gate.to(output.dtype);
         }
 
         return output.MoveToOuterDisposeScope();
@@ -50,14 +59,6 @@ internal static class PlainAttention
     {
         using var scope = NewDisposeScope();
         return Normalize(Scores(query, key, options, heads, rows), query, key, options, heads, rows).MoveToOuterDisposeScope();
-    }
-
-    /// <summary>Statistics of a call, from the map.</summary>
-    public static AttentionStatistics Statistics(Tensor query, Tensor key, AttentionOptions options, AttentionStatisticsRequest request)
-    {
-        using var scope = NewDisposeScope();
-        var map = Scores(query, key, options);
-        return Statistics(map, Normalize(map, query, key, options), options, request);
     }
 
     /// <summary>Log-sum-exp of every row including the sink, <c>[B, H, Nq]</c>; minus infinity where there is no pair.</summary>

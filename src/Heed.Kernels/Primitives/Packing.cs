@@ -1,0 +1,219 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
+
+namespace Heed.Kernels;
+
+/// <summary>Copies operands into the order in which <see cref="MicroKernel"/> reads them.</summary>
+internal static unsafe class Packing
+{
+    /// <summary>Columns of a panel: of keys, and at most of values.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int PanelWidth<TVector, TOps>()
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector> => TOps.TileVectors * TOps.Lanes;
+
+    /// <summary>Number of panels that so many columns are spread over, as evenly as whole vectors allow.</summary>
+    public static int Panels<TVector, TOps>(long columns)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector> => (int)((Vectors<TVector, TOps>(columns) + TOps.TileVectors - 1) / TOps.TileVectors);
+
+    /// <summary>Number of vectors that hold so many columns.</summary>
+    public static int Vectors<TVector, TOps>(long columns)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector> => (int)((columns + TOps.Lanes - 1) / TOps.Lanes);
+
+    /// <summary>Vectors of one of the panels: the first ones take what does not divide.</summary>
+    public static int PanelVectors(int vectors, int panels, int panel) => (vectors / panels) + (panel < vectors % panels ? 1 : 0);
+
+    /// <summary>Interleaves up to six rows: strip[6 * depth + row] = scale * source[row, depth]; missing rows are zero.</summary>
+    /// <param name="source">First element of the first row.</param>
+    /// <param name="rowStride">Floats from one row to the next.</param>
+    /// <param name="rows">Rows that exist, 0 to 6.</param>
+    /// <param name="depth">Elements of a row.</param>
+    /// <param name="scale">Factor of every element.</param>
+    /// <param name="strip">Receives 6 * depth floats.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void Strip(float* source, nint rowStride, int rows, nint depth, float scale, float* strip)
+    {
+        if (rows <= 0)
+        {
+            new Span<float>(strip, checked((int)(MicroKernel.Rows * depth))).Clear();
+            return;
+        }
+
+        // A missing row reads the first one and is multiplied away: by bits, since zero times infinity is not zero.
+        var factor = Vector128.Create(scale);
+        var (r1, r2, r3) = (rows > 1 ? rowStride : 0, rows > 2 ? 2 * rowStride : 0, rows > 3 ? 3 * rowStride : 0);
+        var (r4, r5) = (rows > 4 ? 4 * rowStride : 0, rows > 5 ? 5 * rowStride : 0);
+        var (k1, k2, k3) = (Keep(rows > 1), Keep(rows > 2), Keep(rows > 3));
+        var (k4, k5) = (Keep(rows > 4), Keep(rows > 5));
+        nint d = 0;
+        for (; d + 4 <= depth; d += 4)
+        {
+            var v0 = Vector128.Load(source + d) * factor;
+            var v1 = (Vector128.Load(source + d + r1) * factor) & k1;
+            var v2 = (Vector128.Load(source + d + r2) * factor) & k2;
+            var v3 = (Vector128.Load(source + d + r3) * factor) & k3;
+            var v4 = (Vector128.Load(source + d + r4) * factor) & k4;
+            var v5 = (Vector128.Load(source + d + r5) * factor) & k5;
+            Transpose(ref v0, ref v1, ref v2, ref v3);
+            var low = InterleaveLow(v4, v5);
+            var high = InterleaveHigh(v4, v5);
+            v0.Store(strip);
+            low.GetLower().Store(strip + 4);
+            v1.Store(strip + 6);
+            low.GetUpper().Store(strip + 10);
+            v2.Store(strip + 12);
+            high.GetLower().Store(strip + 16);
+            v3.Store(strip + 18);
+            high.GetUpper().Store(strip + 22);
+            strip += 4 * MicroKernel.Rows;
+        }
+
+        for (; d < depth; d++)
+        {
+            for (var row = 0; row < MicroKernel.Rows; row++)
+            {
+                *strip++ = row < rows ? source[d + (row * rowStride)] * scale : 0;
+            }
+        }
+    }
+
+    /// <summary>Transposes keys into a panel: panel[depth * width + key] = source[key, depth]; missing keys are zero.</summary>
+    /// <param name="source">First element of the first key.</param>
+    /// <param name="rowStride">Bytes from one key to the next.</param>
+    /// <param name="keys">Keys that exist, 0 to <paramref name="width"/>.</param>
+    /// <param name="depth">Elements of a key.</param>
+    /// <param name="panel">Receives depth * width floats.</param>
+    /// <param name="width">Keys of the panel, a multiple of four.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void KeyPanel<TElement>(byte* source, nint rowStride, int keys, nint depth, float* panel, int width)
+        where TElement : struct, IElement
+    {
+        var key = 0;
+        for (; key + 4 <= keys; key += 4)
+        {
+            var row = source + (key * rowStride);
+            var column = panel + key;
+            nint d = 0;
+            for (; d + 4 <= depth; d += 4)
+            {
+                var v0 = TElement.Load<Vector128<float>, Vector128Operations>(row);
+                var v1 = TElement.Load<Vector128<float>, Vector128Operations>(row + rowStride);
+                var v2 = TElement.Load<Vector128<float>, Vector128Operations>(row + (2 * rowStride));
+                var v3 = TElement.Load<Vector128<float>, Vector128Operations>(row + (3 * rowStride));
+                Transpose(ref v0, ref v1, ref v2, ref v3);
+                v0.Store(column);
+                v1.Store(column + width);
+                v2.Store(column + (2 * (nint)width));
+                v3.Store(column + (3 * (nint)width));
+                row += 4 * TElement.Size;
+                column += 4 * (nint)width;
+            }
+
+            for (; d < depth; d++)
+            {
+                column[0] = TElement.Read(row);
+                column[1] = TElement.Read(row + rowStride);
+                column[2] = TElement.Read(row + (2 * rowStride));
+                column[3] = TElement.Read(row + (3 * rowStride));
+                row += TElement.Size;
+                column += width;
+            }
+        }
+
+        for (; key < width; key++)
+        {
+            var row = source + (key * rowStride);
+            for (nint d = 0; d < depth; d++)
+            {
+                panel[(d * width) + key] = key < keys ? TElement.Read(row + (d * TElement.Size)) : 0;
+            }
+        }
+    }
+
+    /// <summary>Copies rows into a panel of values: panel[row * width + column] = source[row, column]; columns past the last are zero.</summary>
+    /// <param name="source">First element of the first row, at the panel's first column.</param>
+    /// <param name="rowStride">Bytes from one row to the next.</param>
+    /// <param name="rows">Number of rows.</param>
+    /// <param name="columns">Columns that exist, at most <paramref name="width"/>.</param>
+    /// <param name="panel">Receives rows * width floats.</param>
+    /// <param name="width">Columns of the panel, a multiple of the lanes.</param>
+    /// <returns>Whether every value is finite.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static bool ValuePanel<TVector, TOps, TElement>(byte* source, nint rowStride, nint rows, int columns, float* panel, int width)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TElement : struct, IElement
+    {
+        // Zero times anything finite adds zero; the first infinity or NaN turns the sum into NaN.
+        var check = TOps.Zero;
+        float rest = 0;
+        for (; rows > 0; rows--)
+        {
+            var column = 0;
+            for (; column + TOps.Lanes <= columns; column += TOps.Lanes)
+            {
+                var vector = TElement.Load<TVector, TOps>(source + (column * TElement.Size));
+                check = TOps.MultiplyAdd(vector, TOps.Zero, check);
+                TOps.Store(vector, panel + column);
+            }
+
+            for (; column < columns; column++)
+            {
+                var value = TElement.Read(source + (column * TElement.Size));
+                rest += value * 0;
+                panel[column] = value;
+            }
+
+            for (; column < width; column++)
+            {
+                panel[column] = 0;
+            }
+
+            source += rowStride;
+            panel += width;
+        }
+
+        return TOps.Sum(check) + rest == 0;
+    }
+
+    private static Vector128<float> Keep(bool keep) => keep ? Vector128<float>.AllBitsSet : Vector128<float>.Zero;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Transpose(ref Vector128<float> v0, ref Vector128<float> v1, ref Vector128<float> v2, ref Vector128<float> v3)
+    {
+        var low01 = InterleaveLow(v0, v2);
+        var low23 = InterleaveLow(v1, v3);
+        var high01 = InterleaveHigh(v0, v2);
+        var high23 = InterleaveHigh(v1, v3);
+        v0 = InterleaveLow(low01, low23);
+        v1 = InterleaveHigh(low01, low23);
+        v2 = InterleaveLow(high01, high23);
+        v3 = InterleaveHigh(high01, high23);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector128<float> InterleaveLow(Vector128<float> left, Vector128<float> right)
+    {
+        if (Sse.IsSupported)
+        {
+            return Sse.UnpackLow(left, right);
+        }
+
+        return AdvSimd.Arm64.IsSupported ? AdvSimd.Arm64.ZipLow(left, right) : Vector128.Create(left[0], right[0], left[1], right[1]);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector128<float> InterleaveHigh(Vector128<float> left, Vector128<float> right)
+    {
+        if (Sse.IsSupported)
+        {
+            return Sse.UnpackHigh(left, right);
+        }
+
+        return AdvSimd.Arm64.IsSupported ? AdvSimd.Arm64.ZipHigh(left, right) : Vector128.Create(left[2], right[2], left[3], right[3]);
+    }
+}

@@ -14,6 +14,7 @@ internal static class HeedCommand
     {
         var root = new RootCommand("Attention for .NET: see what a transformer attends to, generate, verify, benchmark and train.")
         {
+            InspectCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
             TrainCommand.Create(),

@@ -63,6 +63,9 @@ internal unsafe interface IVectorOperations<TVector>
     /// <summary>The lanes of <paramref name="whenSet"/> where the mask's lanes are set, those of <paramref name="whenClear"/> elsewhere.</summary>
     static abstract TVector Select(TVector mask, TVector whenSet, TVector whenClear);
 
+    /// <summary>Lane i is set where bit i is.</summary>
+    static abstract TVector MaskFromBits(uint bits);
+
     static abstract bool GreaterThanAny(TVector left, TVector right);
 
     static abstract float Sum(TVector vector);

@@ -33,7 +33,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     /// <inheritdoc/>
     protected override void Run(int item)
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         switch (a.Key.Type)
         {
             case ElementType.Float32:
@@ -51,7 +51,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     private void RunWithKeys<TKey>(int item)
         where TKey : struct, IElement
     {
-        switch (Arguments.Value.Type)
+        switch (Problem.Arguments.Value.Type)
         {
             case ElementType.Float32:
                 RunChunk<TKey, Float32Element>(item);
@@ -69,11 +69,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         where TKey : struct, IElement
         where TValue : struct, IElement
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         var rows = Rows;
-        var queries = (int)a.Query.Length;
-        var head = item / Chunks % a.Key.Heads;
-        var batch = item / Chunks / a.Key.Heads;
+        var queries = Problem.Queries;
+        var head = item / Chunks % Problem.KeyHeads;
+        var batch = item / Chunks / Problem.KeyHeads;
+        var slice = Problem.Sequence(batch);
         var output = PartialOutput + ((long)item * rows * OutputStride);
         var maximum = PartialMaximum + ((long)item * rows);
         var sum = PartialSum + ((long)item * rows);
@@ -87,9 +88,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         var position = stackalloc long[queries];
         for (var i = 0; i < queries; i++)
         {
-            (position[i], first[i], last[i]) = KeysOf(batch, i);
-            first[i] = Math.Max(first[i], chunkStart);
-            last[i] = Math.Min(last[i], chunkStart + Chunk);
+            position[i] = i + slice.Shift;
+            first[i] = Math.Max(Problem.FirstKey(slice, i), chunkStart);
+            last[i] = i < slice.QueryLength ? Math.Min(Problem.EndKey(slice, i), chunkStart + Chunk) : 0;
             if (first[i] < last[i])
             {
                 start = Math.Min(start, first[i]);
@@ -103,9 +104,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
 
         new Span<float>(output, rows * OutputStride).Clear();
-        var width = checked((int)Workspace.Lines(a.Query.Width));
-        var copyKeys = a.Query.Width % TOps.Lanes != 0 || rows > MostRowsStreaming;
-        var copyValues = a.Value.Width % TOps.Lanes != 0 || rows > MostRowsStreaming;
+        var width = (int)Workspace.Lines(Problem.Width);
+        var copyKeys = Problem.Width % TOps.Lanes != 0 || rows > MostRowsStreaming;
+        var copyValues = Problem.ValueWidth % TOps.Lanes != 0 || rows > MostRowsStreaming;
         var step = copyKeys || copyValues ? CopiedStretch : Stretch;
         var query = Workspace.OfItem.Take(
             ((long)rows * (width + Stretch)) + (copyKeys ? step * (long)width : 0) + (copyValues ? step * (long)OutputStride : 0));
@@ -123,18 +124,18 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var keys = keyRow + (at * keyStride);
             if (copyKeys)
             {
-                Copy<TKey>(keys, keyStride, keyCopy, width, (int)a.Query.Width, count);
+                Copy<TKey>(keys, keyStride, keyCopy, width, Problem.Width, count);
                 Scores<Float32Element, Zero>(query, width, (byte*)keyCopy, width * sizeof(float), scores, rows, count, width);
             }
             else
             {
-                Scores<TKey, One>(query, width, keys, keyStride, scores, rows, count, (int)a.Query.Width);
+                Scores<TKey, One>(query, width, keys, keyStride, scores, rows, count, Problem.Width);
             }
 
             for (var r = 0; r < rows; r++)
             {
                 var i = r % queries;
-                var factor = Exponentials(scores + ((long)r * Stretch), batch, (head * Group) + (r / queries), i, at, count, first[i], last[i], position[i], ref maximum[r], ref sum[r]);
+                var factor = Exponentials(scores + ((long)r * Stretch), batch, (head * Problem.Group) + (r / queries), i, at, count, first[i], last[i], position[i], ref maximum[r], ref sum[r]);
                 if (factor != 1)
                 {
                     Rescale(output + ((long)r * OutputStride), factor);
@@ -144,12 +145,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var values = valueRow + (at * valueStride);
             if (copyValues)
             {
-                Copy<TValue>(values, valueStride, valueCopy, OutputStride, (int)a.Value.Width, count);
+                Copy<TValue>(values, valueStride, valueCopy, OutputStride, Problem.ValueWidth, count);
                 Accumulate<Float32Element, Zero>(scores, (byte*)valueCopy, OutputStride * sizeof(float), output, at, count, first, last, OutputStride);
             }
             else
             {
-                Accumulate<TValue, One>(scores, values, valueStride, output, at, count, first, last, (int)a.Value.Width);
+                Accumulate<TValue, One>(scores, values, valueStride, output, at, count, first, last, Problem.ValueWidth);
             }
         }
     }
@@ -157,13 +158,13 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     /// <summary>The scaled queries of a group's heads, padded with zeros to whole vectors.</summary>
     private void LoadQueries(long batch, long head, float* query, int width)
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         for (var r = 0; r < Rows; r++)
         {
-            var source = a.Query.Row(batch, (head * Group) + (r / a.Query.Length), r % a.Query.Length);
+            var source = a.Query.Row(batch, (head * Problem.Group) + (r / Problem.Queries), r % Problem.Queries);
             for (var d = 0; d < width; d++)
             {
-                query[((long)r * width) + d] = d < a.Query.Width ? source[d] * a.Scale : 0;
+                query[((long)r * width) + d] = d < Problem.Width ? source[d] * a.Scale : 0;
             }
         }
     }
@@ -309,7 +310,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     private float Exponentials(
         float* scores, long batch, long head, long query, long at, int count, long first, long last, long position, ref float maximum, ref float sum)
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         var masking = a.Bias.IsGiven || a.KeyBias.IsGiven;
         var (from, to) = ((int)Math.Clamp(first - at, 0, count), (int)Math.Clamp(last - at, 0, count));
         if (from >= to)
@@ -414,8 +415,8 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         where TElement : struct, IElement
         where TFirst : struct, IConstant
     {
-        var (rows, queries) = (Rows, (int)Arguments.Query.Length);
-        var masking = Arguments.Bias.IsGiven || Arguments.KeyBias.IsGiven;
+        var (rows, queries) = (Rows, Problem.Queries);
+        var masking = Problem.Arguments.Bias.IsGiven || Problem.Arguments.KeyBias.IsGiven;
         for (var r = 0; r < rows;)
         {
             var together = !masking && rows - r >= 4 ? 4 : 1;

@@ -53,7 +53,7 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="MassPerKey(in AttentionArguments, float*)"/>, with a modifier and predicate.</summary>
     public static void MassPerKey<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+        where TMask : struct, IMaskPredicate => MassPerKeyPass.Compute(arguments, mass, modifier, predicate);
 
     /// <summary>Merges two partial results over disjoint sets of keys into the first: o = (e^la oa + e^lb ob) / (e^la + e^lb).</summary>
     /// <param name="output">The first result <c>[B, H, Nq, Dv]</c>; receives the merged one.</param>

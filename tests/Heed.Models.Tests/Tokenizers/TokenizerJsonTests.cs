@@ -61,13 +61,13 @@ public class TokenizerJsonTests
     {
         var tokenizer = TokenizerJson.Load(Path.Combine(DataFolder, "llama3.json"));
 
-        var tokens = tokenizer.Encode("the 東");
+        var tokens = tokenizer.Encode(" the 東");
 
         Assert.Equal((tokenizer.BeginTokenId!.Value, 0, 0), (tokens[0].Id, tokens[0].Start, tokens[0].Length));
         Assert.Equal("<|begin_of_text|>", tokenizer.TokenText(tokens[0].Id));
-        Assert.Equal("the", tokenizer.TokenText(tokens[1].Id));
-        Assert.Equal((0, 3), (tokens[1].Start, tokens[1].Length));
-        Assert.Equal((4, 1), (tokens[^1].Start, tokens[^1].Length));
+        Assert.Equal(" the", tokenizer.TokenText(tokens[1].Id));
+        Assert.Equal((0, 4), (tokens[1].Start, tokens[1].Length));
+        Assert.Equal((5, 1), (tokens[^1].Start, tokens[^1].Length));
         Assert.Equal("<0xB1>", tokenizer.TokenText(tokens[^1].Id));
         Assert.Equal(tokens.Max(token => token.Id) + 2, tokenizer.VocabularySize);
         Assert.Contains("99999", Assert.Throws<ArgumentException>(() => tokenizer.Decode([99999])).Message);

@@ -14,8 +14,10 @@ internal static class HeedCommand
     {
         var root = new RootCommand("Attention for .NET: see what a transformer attends to, generate, verify, benchmark and train.")
         {
+            InspectCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
+            TrainCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

@@ -18,6 +18,21 @@ public static class AtomicFile
             throw new IOException($"{path} is a folder: name a file to write to.");
         }
 
+        if (target.StartsWith("/dev/", StringComparison.Ordinal))
+        {
+            // A device must be written to, not replaced by a file.
+            using var device = new FileStream(target, FileMode.Open, FileAccess.Write);
+            write(device);
+            return;
+        }
+
+        // The file that a link points to is the one that is meant.
+        if (new FileInfo(target).LinkTarget is not null)
+        {
+            target = File.ResolveLinkTarget(target, returnFinalTarget: true)?.FullName ?? target;
+        }
+
+
         var folder = Path.GetDirectoryName(target) ?? ".";
         var partial = Path.Combine(folder, $".{Path.GetFileName(target)}.{Environment.ProcessId}.{Guid.NewGuid():N}.partial");
         try

@@ -9,7 +9,7 @@ using System.Text.Unicode;
 
 namespace Heed.Lab.Inspection;
 
-/// <summary>Writes an <see cref="Inspection"/> as one HTML page that needs nothing beside itself: no network, no other file.</summary>
+/// <summary>Writes an <see cref="InspectionResult"/> as one HTML page that needs nothing beside itself: no network, no other file.</summary>
 /// <remarks>
 /// The page is a template (<c>report.html</c>) with two kinds of data: one JSON object (tokens, statistics, looks), and per head a zlib-compressed block in base64 that
 /// the page opens when the head is first looked at. A block holds, one after another (16-bit values as all low bytes, then all high bytes, which compresses better): mass
@@ -55,7 +55,7 @@ public static class InspectionReport
     /// <param name="inspection">What to show. Every head needs a map, all of the same shape.</param>
     /// <param name="stream">Receives UTF-8.</param>
     /// <exception cref="ArgumentException">A head has no map or other sizes than the tokens ask for, or there are more tokens than <see cref="MaximumTokens"/>.</exception>
-    public static void Write(Inspection inspection, Stream stream)
+    public static void Write(InspectionResult inspection, Stream stream)
     {
         ArgumentNullException.ThrowIfNull(inspection);
         ArgumentNullException.ThrowIfNull(stream);
@@ -100,7 +100,7 @@ public static class InspectionReport
         return reader.ReadToEnd();
     }
 
-    private static string Data(Inspection inspection)
+    private static string Data(InspectionResult inspection)
     {
         using var buffer = new MemoryStream();
         // Letters of every script stay readable; what could end a script element or a line of it (<, >, &, quotes, U+2028, controls) is escaped.
@@ -159,7 +159,7 @@ public static class InspectionReport
         return Encoding.UTF8.GetString(buffer.GetBuffer().AsSpan(0, (int)buffer.Length));
     }
 
-    private static void WriteBlocks(Inspection inspection, StreamWriter writer)
+    private static void WriteBlocks(InspectionResult inspection, StreamWriter writer)
     {
         for (var index = 0; index < inspection.Heads.Count; index++)
         {

@@ -65,7 +65,7 @@ public partial class InspectionReportTests
     public void Empty_inspection_is_refused() =>
         Assert.Throws<ArgumentException>(() => Page(SyntheticInspection.Create(16, 1, 1) with { Tokens = [] }));
 
-    private static string Page(Lab.Inspection.Inspection inspection)
+    private static string Page(InspectionResult inspection)
     {
         using var stream = new MemoryStream();
         InspectionReport.Write(inspection, stream);

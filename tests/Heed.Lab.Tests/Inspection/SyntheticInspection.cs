@@ -30,7 +30,7 @@ internal static partial class SyntheticInspection
         return [.. Enumerable.Range(0, count).Select(i => words[i % words.Count])];
     }
 
-    public static Lab.Inspection.Inspection Create(int tokens = 96, int layers = 2, int heads = 4, int topCount = 8, int tokensPerCell = 1, IReadOnlyList<string>? words = null)
+    public static InspectionResult Create(int tokens = 96, int layers = 2, int heads = 4, int topCount = 8, int tokensPerCell = 1, IReadOnlyList<string>? words = null)
     {
         words ??= Words(tokens);
         var looks = Enum.GetValues<HeadLook>();

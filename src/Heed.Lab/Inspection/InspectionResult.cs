@@ -47,7 +47,7 @@ public sealed record InspectedHead
 }
 
 /// <summary>What a model did on a text.</summary>
-public sealed record Inspection
+public sealed record InspectionResult
 {
     /// <summary>The model.</summary>
     public required InspectedModel Model { get; init; }

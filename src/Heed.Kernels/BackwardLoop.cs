@@ -140,7 +140,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
     private void RunTile(ref BackwardUnit unit, in KeySegment segment, long firstKey, int width)
     {
         var strips = (unit.Rows + MicroKernel.Rows - 1) / MicroKernel.Rows;
-        if (!FindColumns(unit, segment, firstKey, width, strips))
+        if (!StripColumns.Find(_problem, unit.Slice, unit.Query, unit.Rows, segment, firstKey, width, unit.Columns))
         {
             return;
         }
@@ -225,23 +225,6 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         {
             BackwardTile.DifferentiateSoftcap<TVector, TOps>(capped - start, unit.Gradients + (row * MicroKernel.ScoreStride), columns, rows, _a.Softcap);
         }
-    }
-
-    /// <summary>Finds the columns of each strip by position. False: there are none.</summary>
-    private bool FindColumns(in BackwardUnit unit, in KeySegment segment, long firstKey, int width, int strips)
-    {
-        var any = false;
-        for (var strip = 0; strip < strips; strip++)
-        {
-            var query = unit.Query + (strip * MicroKernel.Rows);
-            var last = Math.Min(query + MicroKernel.Rows, unit.Query + unit.Rows) - 1;
-            var first = Math.Max(Math.Max(_problem.FirstKey(unit.Slice, query), segment.Start) - firstKey, 0);
-            var end = Math.Min(_problem.EndKey(unit.Slice, last) - firstKey, width);
-            unit.Columns[strip] = first < end ? new StripColumns((int)first, (int)end) : any ? StripColumns.Past : StripColumns.None;
-            any |= first < end;
-        }
-
-        return any;
     }
 
     private static bool KeysAreFinite(in BackwardUnit unit, long firstKey, int width)

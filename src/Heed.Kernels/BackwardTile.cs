@@ -15,6 +15,31 @@ internal readonly record struct StripColumns(int First, int End)
 
     /// <summary>Whether the strip computes nothing.</summary>
     public bool IsEmpty => First == End;
+
+    /// <summary>Finds the columns of each strip of a tile by the positions of its queries.</summary>
+    /// <param name="problem">The problem.</param>
+    /// <param name="slice">The sequence.</param>
+    /// <param name="query">First query of the tile, within the sequence.</param>
+    /// <param name="rows">Queries of the tile.</param>
+    /// <param name="segment">The run of keys.</param>
+    /// <param name="firstKey">Key of the first column, within the sequence.</param>
+    /// <param name="width">Columns of the tile.</param>
+    /// <param name="columns">Receives the columns of each strip.</param>
+    /// <returns>Whether there are any.</returns>
+    public static unsafe bool Find(
+        CheckedProblem problem, in SequenceSlice slice, long query, int rows, in KeySegment segment, long firstKey, int width, StripColumns* columns)
+    {
+        var any = false;
+        for (var row = 0; row < rows; row += MicroKernel.Rows, columns++)
+        {
+            var first = Math.Max(Math.Max(problem.FirstKey(slice, query + row), segment.Start) - firstKey, 0);
+            var end = Math.Min(problem.EndKey(slice, query + Math.Min(row + MicroKernel.Rows, rows) - 1) - firstKey, width);
+            *columns = first < end ? new((int)first, (int)end) : any ? Past : None;
+            any |= first < end;
+        }
+
+        return any;
+    }
 }
 
 /// <summary>

@@ -21,6 +21,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
     private readonly ScoreTile<TVector, TOps, TScore, TMask> _scores;
     private readonly PackedKeyValue<TVector, TOps> _packed;
     private readonly int[] _firstItem;
+    private readonly bool _statistics;
     private int _unit;
     private int _unitEnd;
 
@@ -30,6 +31,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         _scores = new(problem, modifier, predicate);
         _packed = new(problem);
         _firstItem = new int[_packed.Units + 1];
+        _statistics = problem.Arguments.Statistics.Any;
     }
 
     /// <summary>Computes the output and the log-sum-exp of a checked problem.</summary>
@@ -94,6 +96,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         while (cursor.Segment < segments.Count)
         {
             var count = FillTile(segments, ref cursor, pieces);
+            ExpandSet(block, pieces, count);
             for (var row = 0; row < rows; row += MicroKernel.Rows)
             {
                 ComputeStrip(block, row, Math.Min(MicroKernel.Rows, rows - row), pieces, count, stripPieces);
@@ -107,28 +110,32 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
     {
         var padded = (long)(rows + MicroKernel.Rows - 1) / MicroKernel.Rows * MicroKernel.Rows;
         var outputStride = _packed.ValueVectors * TOps.Lanes;
+        var sumStride = _statistics ? ForwardStatistics<TVector, TOps>.Sums * TOps.Lanes : TOps.Lanes;
         var (strips, output, sums, largest) =
-            (Workspace.Lines(padded * _packed.Depth), Workspace.Lines(padded * outputStride), Workspace.Lines(padded * TOps.Lanes), Workspace.Lines(padded));
+            (Workspace.Lines(padded * _packed.Depth), Workspace.Lines(padded * outputStride), Workspace.Lines(padded * sumStride), Workspace.Lines(padded));
+        var top = _statistics ? _problem.Arguments.Statistics.TopCount : 0;
+        var (keys, topScores, set) = (_statistics ? largest : 0, Workspace.Lines(padded * top), _statistics ? MicroKernel.ScoreColumns : 0);
         const long tile = MicroKernel.Rows * MicroKernel.ScoreStride;
-        var memory = Workspace.OfItem.Take(strips + output + sums + largest + (2 * tile));
-        var block = new Block
-        {
-            Slice = slice,
-            Unit = unit,
-            Head = head,
-            Query = query,
-            Rows = rows,
-            Scores = memory,
-            Unweighed = memory + tile,
-            Strips = memory + (2 * tile),
-            Output = memory + (2 * tile) + strips,
-            OutputStride = outputStride,
-            Sums = memory + (2 * tile) + strips + output,
-            Largest = memory + (2 * tile) + strips + output + sums,
-        };
-        new Span<float>(block.Output, checked((int)(padded * outputStride))).Clear();
-        new Span<float>(block.Sums, checked((int)(padded * TOps.Lanes))).Clear();
+        var memory = Workspace.OfItem.Take((2 * tile) + strips + output + sums + largest + keys + (2 * topScores) + set);
+        var block = new Block { Slice = slice, Unit = unit, Head = head, Query = query, Rows = rows, OutputStride = outputStride, SumStride = sumStride };
+        block.Scores = memory;
+        block.Unweighed = block.Scores + tile;
+        block.Strips = block.Unweighed + tile;
+        block.Output = block.Strips + strips;
+        block.Sums = block.Output + output;
+        block.Largest = block.Sums + sums;
+        block.LargestKeys = (int*)(block.Largest + largest);
+        block.TopScores = block.Largest + largest + keys;
+        block.TopKeys = (int*)(block.TopScores + topScores);
+        block.Set = block.TopScores + (2 * topScores);
+        new Span<float>(block.Output, checked((int)(output + sums))).Clear();
         new Span<float>(block.Largest, (int)padded).Fill(float.NegativeInfinity);
+        if (_statistics)
+        {
+            new Span<int>(block.LargestKeys, (int)padded).Fill(-1);
+            new Span<float>(block.TopScores, (int)(padded * top)).Fill(float.NegativeInfinity);
+        }
+
         return block;
     }
 
@@ -183,16 +190,34 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         return count;
     }
 
+    /// <summary>The key set of a tile's columns as factors.</summary>
+    private void ExpandSet(in Block block, ScorePiece* pieces, int count)
+    {
+        ref readonly var statistics = ref _problem.Arguments.Statistics;
+        var factor = block.Set;
+        for (var i = 0; _statistics && i < count; i++)
+        {
+            var set = statistics.KeySet + (block.Slice.Batch * statistics.KeySetBatchStride) + block.Slice.KeyStart;
+            for (var key = pieces[i].First; key < pieces[i].First + pieces[i].Columns; key++)
+            {
+                *factor++ = statistics.SetMass != null && key < block.Slice.KeyLength && set[key] != 0 ? 1 : 0;
+            }
+        }
+    }
+
     private void ComputeStrip(in Block block, int row, int rows, ScorePiece* tile, int tilePieces, ScorePiece* pieces)
     {
         var query = block.Query + row;
         var (columns, count) = (0, 0);
-        for (var i = 0; i < tilePieces; i++)
+        var sets = stackalloc float*[MostPieces];
+        var set = block.Set;
+        for (var i = 0; i < tilePieces; i++, set += tile[i - 1].Columns)
         {
             if (TryTrim(block.Slice, query, rows, tile[i], out pieces[count]))
             {
                 MultiplyKeys(block, row, pieces[count], block.Scores + columns);
                 _scores.Apply(block.Slice, block.Head, pieces[count], query, rows, block.Scores + columns);
+                sets[count] = set + (pieces[count].First - tile[i].First);
                 columns += pieces[count].Columns;
                 count++;
             }
@@ -209,7 +234,15 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
             new ReadOnlySpan<float>(block.Scores, MicroKernel.Rows * MicroKernel.ScoreStride).CopyTo(new(block.Unweighed, MicroKernel.Rows * MicroKernel.ScoreStride));
         }
 
-        Weigh(block, row, rows, columns);
+        if (_statistics)
+        {
+            WeighWithStatistics(block, row, rows, pieces, sets, count);
+        }
+        else
+        {
+            Weigh(block, row, rows, columns);
+        }
+
         columns = 0;
         for (var i = 0; i < count; i++)
         {
@@ -318,10 +351,24 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
                 break;
             default:
                 OnlineSoftmax<TVector, TOps>.Weigh(
-                    block.Scores, columns, rows, block.Largest + row, block.Sums + ((long)row * TOps.Lanes), TOps.Lanes,
+                    block.Scores, columns, rows, block.Largest + row, block.Sums + ((long)row * block.SumStride), block.SumStride,
                     block.Output + ((long)row * block.OutputStride), block.OutputStride);
                 break;
         }
+    }
+
+    private void WeighWithStatistics(in Block block, int row, int rows, ScorePiece* pieces, float** sets, int count)
+    {
+        var top = _problem.Arguments.Statistics.TopCount;
+        if (top > 0)
+        {
+            ForwardStatistics<TVector, TOps>.KeepLargest(
+                pieces, count, rows, block.Scores, top, block.TopScores + ((long)row * top), block.TopKeys + ((long)row * top));
+        }
+
+        ForwardStatistics<TVector, TOps>.Weigh(
+            pieces, sets, count, block.Query + row + block.Slice.Shift, rows, block.Scores, block.Largest + row, block.LargestKeys + row,
+            block.Sums + ((long)row * block.SumStride), block.Output + ((long)row * block.OutputStride), block.OutputStride);
     }
 
     private void WriteRows(in Block block)
@@ -340,32 +387,59 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         }
     }
 
-    /// <summary>Finishes the sum of a row's weights, with the sink, and writes the log-sum-exp. Infinity for a row without pairs, so that its zeros stay zeros.</summary>
+    /// <summary>Finishes the sum of a row's weights, with the sink, and writes log-sum-exp and statistics. Infinity for a row without pairs, so that its zeros stay zeros.</summary>
     private float Total(in Block block, int row, long at)
     {
         ref readonly var a = ref _problem.Arguments;
         var largest = block.Largest + row;
-        var sums = block.Sums + ((long)row * TOps.Lanes);
-        var sum = TOps.Sum(TOps.Load(sums));
-        var empty = sum == 0;
-        if (a.Sinks != null && !empty)
+        var largestOfKeys = *largest;
+        var sums = block.Sums + ((long)row * block.SumStride);
+        var total = TOps.Sum(TOps.Load(sums));
+        var sink = float.NegativeInfinity;
+        if (total == 0)
         {
-            var sink = a.Sinks[block.Head];
+            total = float.PositiveInfinity;
+        }
+        else if (a.Sinks != null)
+        {
+            sink = a.Sinks[block.Head];
             if (sink > *largest)
             {
-                OnlineSoftmax<TVector, TOps>.Raise(sink, largest, sums, TOps.Lanes, block.Output + ((long)row * block.OutputStride), block.OutputStride);
-                sum = TOps.Sum(TOps.Load(sums));
+                RaiseToSink(block, row, sink);
+                total = TOps.Sum(TOps.Load(sums));
             }
 
-            sum += MathF.Exp(sink - *largest);
+            total += MathF.Exp(sink - *largest);
         }
 
+        var index = (((block.Slice.Batch * _problem.Heads) + block.Head) * _problem.Queries) + at;
         if (a.LogSumExp != null)
         {
-            a.LogSumExp[(((block.Slice.Batch * _problem.Heads) + block.Head) * _problem.Queries) + at] = empty ? float.NegativeInfinity : *largest + MathF.Log(sum);
+            a.LogSumExp[index] = float.IsPositiveInfinity(total) ? float.NegativeInfinity : *largest + MathF.Log(total);
         }
 
-        return empty ? float.PositiveInfinity : sum;
+        if (_statistics)
+        {
+            var list = (long)row * a.Statistics.TopCount;
+            ForwardStatistics<TVector, TOps>.Write(
+                a.Statistics, index, block.Slice.KeyStart, *largest, largestOfKeys, block.LargestKeys[row], sink, total, sums, block.TopScores + list, block.TopKeys + list);
+        }
+
+        return total;
+    }
+
+    private void RaiseToSink(in Block block, int row, float sink)
+    {
+        var sums = block.Sums + ((long)row * block.SumStride);
+        var output = block.Output + ((long)row * block.OutputStride);
+        if (_statistics)
+        {
+            ForwardStatistics<TVector, TOps>.Raise(sink, block.Largest + row, sums, output, block.OutputStride);
+        }
+        else
+        {
+            OnlineSoftmax<TVector, TOps>.Raise(sink, block.Largest + row, sums, block.SumStride, output, block.OutputStride);
+        }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -392,11 +466,16 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         public long Query;
         public int Rows;
         public int OutputStride;
+        public int SumStride;
         public float* Scores;
         public float* Unweighed;
         public float* Strips;
         public float* Output;
         public float* Sums;
         public float* Largest;
+        public int* LargestKeys;
+        public float* TopScores;
+        public int* TopKeys;
+        public float* Set;
     }
 }

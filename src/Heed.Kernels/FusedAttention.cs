@@ -1,3 +1,4 @@
+using System.Numerics.Tensors;
 using System.Runtime.Intrinsics;
 
 namespace Heed.Kernels;
@@ -52,14 +53,64 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="MassPerKey(in AttentionArguments, float*)"/>, with a modifier and predicate.</summary>
     public static void MassPerKey<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+        where TMask : struct, IMaskPredicate => MassPerKeyPass.Compute(arguments, mass, modifier, predicate);
 
     /// <summary>Merges two partial results over disjoint sets of keys into the first: o = (e^la oa + e^lb ob) / (e^la + e^lb).</summary>
     /// <param name="output">The first result <c>[B, H, Nq, Dv]</c>; receives the merged one.</param>
     /// <param name="logSumExp">Its log-sum-exp <c>[B, H, Nq]</c>; receives the merged one.</param>
     /// <param name="other">The second result.</param>
     /// <param name="otherLogSumExp">Its log-sum-exp.</param>
-    public static void Merge(TensorView output, float* logSumExp, TensorView other, float* otherLogSumExp) => throw new NotImplementedException();
+    /// <exception cref="ArgumentException">The results have different shapes, or one is not given.</exception>
+    public static void Merge(TensorView output, float* logSumExp, TensorView other, float* otherLogSumExp)
+    {
+        CheckMerge(output, logSumExp, other, otherLogSumExp);
+        long index = 0;
+        for (var batch = 0; batch < output.Batch; batch++)
+        {
+            for (var head = 0; head < output.Heads; head++)
+            {
+                for (var row = 0; row < output.Length; row++, index++)
+                {
+                    var (first, second) = (logSumExp[index], otherLogSumExp[index]);
+
+                    // A part that saw no pair has nothing to add, and two such parts stay empty.
+                    if (float.IsNegativeInfinity(second))
+                    {
+                        continue;
+                    }
+
+                    var larger = MathF.Max(first, second);
+                    var (left, right) = (MathF.Exp(first - larger), MathF.Exp(second - larger));
+                    var sum = left + right;
+                    logSumExp[index] = larger + MathF.Log(sum);
+                    var into = new Span<float>(output.Row(batch, head, row), (int)output.Width);
+                    TensorPrimitives.Multiply(into, left / sum, into);
+                    TensorPrimitives.MultiplyAdd(new ReadOnlySpan<float>(other.Row(batch, head, row), into.Length), right / sum, into, into);
+                }
+            }
+        }
+    }
+
+    private static void CheckMerge(TensorView output, float* logSumExp, TensorView other, float* otherLogSumExp)
+    {
+        if (output.Batch != other.Batch || output.Heads != other.Heads || output.Length != other.Length || output.Width != other.Width)
+        {
+            throw new ArgumentException(
+                $"Results to merge need the same shape; they are [{output.Batch}, {output.Heads}, {output.Length}, {output.Width}] and "
+                + $"[{other.Batch}, {other.Heads}, {other.Length}, {other.Width}].",
+                nameof(other));
+        }
+
+        if (output.Type != ElementType.Float32 || other.Type != ElementType.Float32)
+        {
+            throw new ArgumentException($"Results to merge must be float32; they are {output.Type} and {other.Type}.", nameof(other));
+        }
+
+        if (output.Batch * output.Heads * output.Length > 0 && (logSumExp == null || otherLogSumExp == null || ((!output.IsGiven || !other.IsGiven) && output.Width > 0)))
+        {
+            throw new ArgumentException("Merging needs both results and both log-sum-exps; one of them points to no memory.", nameof(other));
+        }
+    }
 
     /// <summary>The tiled forward pass of a checked problem at one width of vectors.</summary>
     internal static void Forward<TVector, TOps, TScore, TMask>(CheckedProblem problem, TScore modifier, TMask predicate)
@@ -68,12 +119,14 @@ public static unsafe class FusedAttention
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
-        ClearAbsentRows(problem);
+        ClearAbsentRows<TVector, TOps>(problem);
         ForwardKernel<TVector, TOps, TScore, TMask>.Compute(problem, modifier, predicate);
     }
 
     /// <summary>Writes the results of the rows that lie in no sequence: zeros, and minus infinity for the log-sum-exp.</summary>
-    private static void ClearAbsentRows(CheckedProblem problem)
+    private static void ClearAbsentRows<TVector, TOps>(CheckedProblem problem)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
     {
         ref readonly var a = ref problem.Arguments;
         if (a.QueryOffsets == null && a.QueryLengths == null)
@@ -87,15 +140,17 @@ public static unsafe class FusedAttention
             for (var sequence = problem.IsPacked ? 0 : batch; sequence < (problem.IsPacked ? problem.Sequences : batch + 1); sequence++)
             {
                 var slice = problem.Sequence(sequence);
-                ClearRows(problem, batch, end, slice.QueryStart);
+                ClearRows<TVector, TOps>(problem, batch, end, slice.QueryStart);
                 end = slice.QueryStart + slice.QueryLength;
             }
 
-            ClearRows(problem, batch, end, problem.Queries);
+            ClearRows<TVector, TOps>(problem, batch, end, problem.Queries);
         }
     }
 
-    private static void ClearRows(CheckedProblem problem, long batch, long start, long end)
+    private static void ClearRows<TVector, TOps>(CheckedProblem problem, long batch, long start, long end)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
     {
         ref readonly var a = ref problem.Arguments;
         for (var head = 0; head < problem.Heads; head++)
@@ -103,9 +158,15 @@ public static unsafe class FusedAttention
             for (var row = start; row < end; row++)
             {
                 new Span<float>(a.Output.Row(batch, head, row), problem.ValueWidth).Clear();
+                var index = (((batch * problem.Heads) + head) * problem.Queries) + row;
                 if (a.LogSumExp != null)
                 {
-                    a.LogSumExp[(((batch * problem.Heads) + head) * problem.Queries) + row] = float.NegativeInfinity;
+                    a.LogSumExp[index] = float.NegativeInfinity;
+                }
+
+                if (a.Statistics.Any)
+                {
+                    ForwardStatistics<TVector, TOps>.WriteEmpty(a.Statistics, index);
                 }
             }
         }

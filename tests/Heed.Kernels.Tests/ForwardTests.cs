@@ -1,4 +1,3 @@
-using System.Runtime.Intrinsics;
 using CsCheck;
 using Xunit;
 
@@ -104,7 +103,7 @@ public unsafe class ForwardTests
 
     private static void AssertAgrees(AttentionProblem problem, int bits)
     {
-        problem.Call(new ForwardCall(bits));
+        problem.Call(new ForwardAtWidth(bits));
         var expected = problem.Reference();
         expected.Output.AssertClose(problem.Arguments.Output, "output");
         if (problem.Arguments.LogSumExp != null)
@@ -113,30 +112,5 @@ public unsafe class ForwardTests
         }
 
         problem.AssertNothingElseWritten();
-    }
-
-    private sealed class ForwardCall(int bits) : IProblemCall<bool>
-    {
-        public bool Run<TScore, TMask>(AttentionProblem problem, TScore modifier, TMask predicate)
-            where TScore : struct, IScoreModifier
-            where TMask : struct, IMaskPredicate
-        {
-            var problemOfWidth = new CheckedProblem(problem.Arguments);
-            problemOfWidth.CheckOutput();
-            switch (bits)
-            {
-                case 128:
-                    FusedAttention.Forward<Vector128<float>, Vector128Operations, TScore, TMask>(problemOfWidth, modifier, predicate);
-                    break;
-                case 256:
-                    FusedAttention.Forward<Vector256<float>, Vector256Operations, TScore, TMask>(problemOfWidth, modifier, predicate);
-                    break;
-                default:
-                    FusedAttention.Forward<Vector512<float>, Vector512Operations, TScore, TMask>(problemOfWidth, modifier, predicate);
-                    break;
-            }
-
-            return true;
-        }
     }
 }

@@ -13,12 +13,13 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
     /// <inheritdoc/>
     public override string Name => "HeedAttention";
 
-    /// <summary>Computes output and (softmax) log-sum-exp, both differentiable.</summary>
+    /// <summary>Computes the output and, where asked for, the log-sum-exp, both differentiable.</summary>
     /// <param name="problem">The call.</param>
     /// <param name="statistics">Receives statistics in the same pass; null: none.</param>
-    public static (Tensor Output, Tensor? LogSumExp) Compute(FusedProblem problem, StatisticsBuffers? statistics)
+    /// <param name="withLogSumExp">Whether the log-sum-exp is wanted. Softmax only.</param>
+    public static (Tensor Output, Tensor? LogSumExp) Compute(FusedProblem problem, StatisticsBuffers? statistics, bool withLogSumExp)
     {
-        var call = new Call(problem, statistics);
+        var call = new Call(problem, statistics, withLogSumExp);
         foreach (var (i, tensor) in problem.Tensors.Index())
         {
             call.Wanted[i] = tensor is not null && tensor.requires_grad;
@@ -56,7 +57,7 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
         context.save_for_backward(call.Saved);
         context.save_data(nameof(Call), call);
         context.set_materialize_grads(false);
-        return [.. call.Created];
+        return call.WithLogSumExp ? [output, logSumExp!] : [output];
     }
 
     /// <inheritdoc/>
@@ -159,8 +160,10 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
     private static Tensor? Given(Tensor? gradient) => gradient is null || gradient.IsInvalid ? null : gradient;
 
     /// <summary>What one call carries from its forward to its backward pass beside the saved tensors.</summary>
-    private sealed class Call(FusedProblem problem, StatisticsBuffers? statistics)
+    private sealed class Call(FusedProblem problem, StatisticsBuffers? statistics, bool withLogSumExp)
     {
+        public bool WithLogSumExp => withLogSumExp;
+
         public FusedProblem Problem => problem;
 
         public StatisticsBuffers? Statistics { get; private set; } = statistics;

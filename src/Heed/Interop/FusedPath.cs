@@ -7,7 +7,7 @@ internal static class FusedPath
 {
     /// <summary>Whether a call with such a query goes this way.</summary>
     public static bool Takes(Tensor query) =>
-        !is_grad_enabled() && query.device_type == TorchSharp.DeviceType.CPU && query.dtype is ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float16;
+        query.device_type == TorchSharp.DeviceType.CPU && query.dtype is ScalarType.Float32 or ScalarType.BFloat16 or ScalarType.Float16;
 
     /// <summary>Computes a call without hooks whose inputs and options have been checked.</summary>
     public static Tensor Compute(in AttentionShape shape, Tensor query, Tensor key, Tensor value, AttentionOptions options)
@@ -74,7 +74,7 @@ internal static class FusedPath
             // A half-precision key beside another input that wants a gradient is converted here: the backward kernel reads float32 only.
             problem.Tensors[FusedProblem.Key] = TensorMemory.As(ScalarType.Float32, problem.Tensors[FusedProblem.Key]!);
             problem.Tensors[FusedProblem.Value] = TensorMemory.As(ScalarType.Float32, problem.Tensors[FusedProblem.Value]!);
-            return FusedFunction.Compute(problem, statistics);
+            return FusedFunction.Compute(problem, statistics, withLogSumExp: false);
         }
 
         var output = problem.NewOutput();

@@ -96,24 +96,6 @@ internal readonly struct AlignedText
         return builder.Result();
     }
 
-    public AlignedText Normalize(NormalizationForm form) => IsNormal(form) ? this : Map(element => Valid(element) ? element.Normalize(form) : element);
-
-    private static bool Valid(string text)
-    {
-        // Unpaired surrogates are no text to the normaliser, which throws on them.
-        for (var i = 0; i < text.Length; i++)
-        {
-            if (char.IsSurrogate(text[i]) && (!char.IsHighSurrogate(text[i]) || ++i == text.Length || !char.IsLowSurrogate(text[i])))
-            {
-                return false;
-            }
-        }
-
-        return true;
-    }
-
-    private bool IsNormal(NormalizationForm form) => Valid(Text) && Text.IsNormalized(form);
-
     private sealed class Builder(int capacity)
     {
         private readonly StringBuilder _text = new(capacity);

@@ -1,4 +1,3 @@
-using System.Text;
 using System.Text.Json;
 using System.Text.RegularExpressions;
 
@@ -187,16 +186,10 @@ public static class TokenizerJson
 
                     break;
                 case "NFC":
-                    Normalizers.Add(text => text.Normalize(NormalizationForm.FormC));
+                    Normalizers.Add(text => text.Map(CanonicalForms.Compose));
                     break;
                 case "NFD":
-                    Normalizers.Add(text => text.Normalize(NormalizationForm.FormD));
-                    break;
-                case "NFKC":
-                    Normalizers.Add(text => text.Normalize(NormalizationForm.FormKC));
-                    break;
-                case "NFKD":
-                    Normalizers.Add(text => text.Normalize(NormalizationForm.FormKD));
+                    Normalizers.Add(text => text.Map(CanonicalForms.Decompose));
                     break;
                 case "Lowercase":
                     Normalizers.Add(text => text.Map(part => part.ToLowerInvariant()));

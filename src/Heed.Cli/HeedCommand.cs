@@ -16,6 +16,7 @@ internal static class HeedCommand
         {
             BenchCommand.Create(),
             TrainCommand.Create(),
+            DrawCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

@@ -18,6 +18,7 @@ internal static class HeedCommand
             VerifyCommand.Create(),
             BenchCommand.Create(),
             TrainCommand.Create(),
+            DrawCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

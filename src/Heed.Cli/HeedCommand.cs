@@ -19,6 +19,7 @@ internal static partial class HeedCommand
             GenerateCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
+            TrainCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

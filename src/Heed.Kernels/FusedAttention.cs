@@ -16,18 +16,22 @@ public static unsafe class FusedAttention
     {
         var problem = new CheckedProblem(arguments);
         problem.CheckOutput();
-        ClearAbsentRows(problem);
+        if (DecodingAttention.TryForward<TScore, TMask>(arguments))
+        {
+            return;
+        }
+
         if (Vector512.IsHardwareAccelerated)
         {
-            ForwardKernel<Vector512<float>, Vector512Operations, TScore, TMask>.Compute(problem, modifier, predicate);
+            Forward<Vector512<float>, Vector512Operations, TScore, TMask>(problem, modifier, predicate);
         }
         else if (Vector256.IsHardwareAccelerated)
         {
-            ForwardKernel<Vector256<float>, Vector256Operations, TScore, TMask>.Compute(problem, modifier, predicate);
+            Forward<Vector256<float>, Vector256Operations, TScore, TMask>(problem, modifier, predicate);
         }
         else
         {
-            ForwardKernel<Vector128<float>, Vector128Operations, TScore, TMask>.Compute(problem, modifier, predicate);
+            Forward<Vector128<float>, Vector128Operations, TScore, TMask>(problem, modifier, predicate);
         }
     }
 
@@ -38,7 +42,7 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="Backward(in AttentionArguments, in AttentionGradients)"/>, with the modifier and predicate of the forward pass.</summary>
     public static void Backward<TScore, TMask>(in AttentionArguments arguments, in AttentionGradients gradients, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => throw new NotImplementedException();
+        where TMask : struct, IMaskPredicate => BackwardAttention.Compute(arguments, gradients, modifier, predicate);
 
     /// <summary>Mass that each key receives, summed over the queries of each query head. Needs the log-sum-exp in the arguments.</summary>
     /// <param name="arguments">The problem; value and output are not read.</param>
@@ -56,6 +60,17 @@ public static unsafe class FusedAttention
     /// <param name="other">The second result.</param>
     /// <param name="otherLogSumExp">Its log-sum-exp.</param>
     public static void Merge(TensorView output, float* logSumExp, TensorView other, float* otherLogSumExp) => throw new NotImplementedException();
+
+    /// <summary>The tiled forward pass of a checked problem at one width of vectors.</summary>
+    internal static void Forward<TVector, TOps, TScore, TMask>(CheckedProblem problem, TScore modifier, TMask predicate)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate
+    {
+        ClearAbsentRows(problem);
+        ForwardKernel<TVector, TOps, TScore, TMask>.Compute(problem, modifier, predicate);
+    }
 
     /// <summary>Writes the results of the rows that lie in no sequence: zeros, and minus infinity for the log-sum-exp.</summary>
     private static void ClearAbsentRows(CheckedProblem problem)

@@ -1,8 +1,11 @@
+using Heed.Interop;
 using TorchSharp;
 
 namespace Heed;
 
 /// <summary>The one door: every attention of every model goes through here.</summary>
+/// <remarks>float32 on the CPU runs in the fused kernels, with gradients; float16 and bfloat16 on the CPU in libtorch's fused attention where the options allow it and otherwise in the
+/// fused kernels; everything else (float64, other devices, calls whose hooks change scores or weights) in libtorch operations that materialise the map. The results mean the same.</remarks>
 public static class Attention
 {
     /// <summary>Attention of <paramref name="query"/> over <paramref name="key"/> and <paramref name="value"/>.</summary>
@@ -26,7 +29,9 @@ public static class Attention
 
         var shape = AttentionShape.Read(query, key, value);
         shape.Check(options, query);
-        return PlainAttention.Compute(new(site, query, key, value, options));
+        return FusedPath.Takes(query)
+            ? FusedPath.Compute(shape, query, key, value, options)
+            : PlainAttention.Compute(new(site, query, key, value, options));
     }
 
     private static torch.Tensor ComputeWithHooks(AttentionCall call, AttentionHooks hooks, AttentionStages stages)
@@ -51,7 +56,9 @@ public static class Attention
             shape.Check(pass.Request, call.Options);
         }
 
-        var output = PlainAttention.Compute(call, hooks, passes);
+        var output = (stages & (AttentionStages.Scores | AttentionStages.Weights)) == 0 && FusedPath.Takes(call.Query)
+            ? FusedPath.Compute(shape, call, hooks, passes)
+            : PlainAttention.Compute(call, hooks, passes);
         if (stages.HasFlag(AttentionStages.Output))
         {
             foreach (var hook in hooks.Installed)

@@ -204,7 +204,10 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
 
         if (piece.Segment.Bias != 0)
         {
-            AddConstant(piece.Segment.Bias, piece.Columns, rows, scores);
+            for (nint row = 0; row < rows; row++)
+            {
+                AddConstant(piece.Segment.Bias, piece.Columns, scores + (row * MicroKernel.ScoreStride));
+            }
         }
 
         if (unmodified != null)
@@ -221,12 +224,15 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void Modify(in SequenceSlice slice, int head, in ScorePiece piece, long query, int rows, float* scores)
     {
+        var absent = Vector512.Create(float.NegativeInfinity);
         for (var row = 0; row < rows; row++)
         {
             var place = Place(slice, head, query + row);
             for (var column = 0; column < piece.Columns; column += Vector512<float>.Count)
             {
-                _modifier.Apply(Vector512.Load(scores + column), place, KeysAt(piece, column)).Store(scores + column);
+                var before = Vector512.Load(scores + column);
+                var after = _modifier.Apply(before, place, KeysAt(piece, column));
+                Vector512.ConditionalSelect(Vector512.Equals(before, absent), absent, after).Store(scores + column);
             }
 
             scores += MicroKernel.ScoreStride;
@@ -255,6 +261,9 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         var source = (float*)bias.Data + (slice.Batch * bias.BatchStride) + (head * bias.HeadStride)
             + ((slice.QueryStart + query) * bias.QueryStride) + ((slice.KeyStart + piece.First) * bias.KeyStride);
 
+        // A bias of minus infinity takes the pair away, even from a score that is NaN.
+        var (lowest, absent) = (TOps.Create(float.MinValue), TOps.Create(float.NegativeInfinity));
+
         // Keys past the sequence may lie past the end of the bias: the last vector is then read element by element.
         var safe = (int)Math.Clamp((slice.KeyLength - piece.First) / TOps.Lanes * TOps.Lanes, 0, piece.Columns);
         var rest = (int)Math.Clamp(slice.KeyLength - piece.First, 0, piece.Columns);
@@ -262,18 +271,19 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         {
             if (bias.KeyStride == 0)
             {
-                AddConstant(*source, piece.Columns, 1, scores);
+                AddConstant(*source, piece.Columns, scores);
             }
             else
             {
                 for (var column = 0; column < safe; column += TOps.Lanes)
                 {
-                    TOps.Store(TOps.Add(TOps.Load(scores + column), TOps.Load(source + column)), scores + column);
+                    var addend = TOps.Load(source + column);
+                    TOps.Store(TOps.Select(TOps.LessThan(addend, lowest), absent, TOps.Add(TOps.Load(scores + column), addend)), scores + column);
                 }
 
                 for (var column = safe; column < rest; column++)
                 {
-                    scores[column] += source[column];
+                    scores[column] = float.IsNegativeInfinity(source[column]) ? source[column] : scores[column] + source[column];
                 }
             }
 
@@ -299,18 +309,18 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         }
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void AddConstant(float bias, int columns, int rows, float* scores)
+    private static void AddConstant(float bias, int columns, float* scores)
     {
-        var addend = TOps.Create(bias);
-        for (var row = 0; row < rows; row++)
+        if (float.IsNegativeInfinity(bias))
         {
-            for (var column = 0; column < columns; column += TOps.Lanes)
-            {
-                TOps.Store(TOps.Add(TOps.Load(scores + column), addend), scores + column);
-            }
+            new Span<float>(scores, columns).Fill(bias);
+            return;
+        }
 
-            scores += MicroKernel.ScoreStride;
+        var addend = TOps.Create(bias);
+        for (var column = 0; column < columns; column += TOps.Lanes)
+        {
+            TOps.Store(TOps.Add(TOps.Load(scores + column), addend), scores + column);
         }
     }
 

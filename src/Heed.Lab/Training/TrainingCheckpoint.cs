@@ -11,6 +11,7 @@ namespace Heed.Lab.Training;
 internal static class TrainingCheckpoint
 {
     private const string Magic = "heed-training-1";
+    private const string StepsName = "steps=";
 
     public static void Save(string path, string identity, TrainingHistory history, nn.Module model, OptimizerHelper optimizer) => AtomicFile.Write(path, stream =>
     {
@@ -61,6 +62,25 @@ internal static class TrainingCheckpoint
         }
 
         InvalidDataException Damaged(Exception? cause) => new($"'{path}' is not a whole training checkpoint: delete it to start afresh.", cause);
+    }
+
+    /// <summary>The line of an identity that says how long the run is.</summary>
+    public static string StepsLine(long steps) => StepsName + steps;
+
+    /// <summary>How long the run of a checkpoint is; null where its identity does not say, or the file is damaged.</summary>
+    public static long? StepsOf(string path)
+    {
+        using var reader = new BinaryReader(File.OpenRead(path));
+        try
+        {
+            reader.ReadString();
+            var line = reader.ReadString().Split('\n').FirstOrDefault(line => line.StartsWith(StepsName, StringComparison.Ordinal));
+            return long.TryParse(line?[StepsName.Length..], out var steps) ? steps : null;
+        }
+        catch (Exception exception) when (exception is EndOfStreamException or FormatException)
+        {
+            return null;
+        }
     }
 
     // Identities are "name=value" lines; naming the first that differs says what to give again.

@@ -1,3 +1,5 @@
+using System.Runtime.Intrinsics;
+
 namespace Heed.Kernels;
 
 /// <summary>
@@ -67,6 +69,9 @@ internal unsafe interface IVectorOperations<TVector>
     static abstract bool GreaterThanAny(TVector left, TVector right);
 
     static abstract float Sum(TVector vector);
+
+    /// <summary>The sums of four vectors, side by side: cheaper than four times <see cref="Sum"/>.</summary>
+    static abstract Vector128<float> SumEach(TVector first, TVector second, TVector third, TVector fourth);
 
     static abstract float MaxAcross(TVector vector);
 

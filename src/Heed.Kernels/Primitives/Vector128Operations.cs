@@ -1,6 +1,7 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.Arm;
+using System.Runtime.Intrinsics.X86;
 
 namespace Heed.Kernels;
 
@@ -81,6 +82,19 @@ internal readonly unsafe struct Vector128Operations : IVectorOperations<Vector12
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Sum(Vector128<float> vector) => Vector128.Sum(vector);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Vector128<float> SumEach(Vector128<float> first, Vector128<float> second, Vector128<float> third, Vector128<float> fourth)
+    {
+        if (Sse2.IsSupported)
+        {
+            var left = (Sse.UnpackLow(first, second) + Sse.UnpackHigh(first, second)).AsDouble();
+            var right = (Sse.UnpackLow(third, fourth) + Sse.UnpackHigh(third, fourth)).AsDouble();
+            return Sse2.UnpackLow(left, right).AsSingle() + Sse2.UnpackHigh(left, right).AsSingle();
+        }
+
+        return Vector128.Create(Vector128.Sum(first), Vector128.Sum(second), Vector128.Sum(third), Vector128.Sum(fourth));
+    }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float MaxAcross(Vector128<float> vector)

@@ -82,6 +82,11 @@ internal readonly unsafe struct Vector256Operations : IVectorOperations<Vector25
     public static float Sum(Vector256<float> vector) => Vector256.Sum(vector);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Vector128<float> SumEach(Vector256<float> first, Vector256<float> second, Vector256<float> third, Vector256<float> fourth) =>
+        Vector128Operations.SumEach(
+            first.GetLower() + first.GetUpper(), second.GetLower() + second.GetUpper(), third.GetLower() + third.GetUpper(), fourth.GetLower() + fourth.GetUpper());
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float MaxAcross(Vector256<float> vector) => Vector128Operations.MaxAcross(Vector128Operations.Max(vector.GetLower(), vector.GetUpper()));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

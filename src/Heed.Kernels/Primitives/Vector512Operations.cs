@@ -83,6 +83,23 @@ internal readonly unsafe struct Vector512Operations : IVectorOperations<Vector51
     public static float Sum(Vector512<float> vector) => Vector512.Sum(vector);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Vector128<float> SumEach(Vector512<float> first, Vector512<float> second, Vector512<float> third, Vector512<float> fourth)
+    {
+        if (Avx512F.IsSupported)
+        {
+            // Within each 128 bits: the four sums of the four vectors.
+            var left = (Avx512F.UnpackLow(first, second) + Avx512F.UnpackHigh(first, second)).AsDouble();
+            var right = (Avx512F.UnpackLow(third, fourth) + Avx512F.UnpackHigh(third, fourth)).AsDouble();
+            var sums = Avx512F.UnpackLow(left, right).AsSingle() + Avx512F.UnpackHigh(left, right).AsSingle();
+            var half = sums.GetLower() + sums.GetUpper();
+            return half.GetLower() + half.GetUpper();
+        }
+
+        return Vector256Operations.SumEach(
+            first.GetLower() + first.GetUpper(), second.GetLower() + second.GetUpper(), third.GetLower() + third.GetUpper(), fourth.GetLower() + fourth.GetUpper());
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float MaxAcross(Vector512<float> vector) => Vector256Operations.MaxAcross(Vector256Operations.Max(vector.GetLower(), vector.GetUpper()));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

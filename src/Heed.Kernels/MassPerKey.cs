@@ -1,0 +1,274 @@
+using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics;
+
+namespace Heed.Kernels;
+
+/// <summary>Checks a call for the mass per key and picks the loop that is compiled for its normaliser and for the vectors of this machine.</summary>
+internal static unsafe class MassPerKeyPass
+{
+    /// <inheritdoc cref="FusedAttention.MassPerKey{TScore, TMask}(in AttentionArguments, float*, TScore, TMask)"/>
+    public static void Compute<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate
+    {
+        // Values are not read: whatever is given there is not looked at.
+        var problem = new CheckedProblem(arguments with { Value = arguments.Key });
+        if (problem.Batch == 0 || problem.Heads == 0 || problem.Keys == 0)
+        {
+            return;
+        }
+
+        if (mass == null)
+        {
+            throw new ArgumentNullException(nameof(mass), $"The mass per key needs a place for [{problem.Batch}, {problem.Heads}, {problem.Keys}] numbers.");
+        }
+
+        if (arguments.Normalizer == Normalizer.Softmax && arguments.LogSumExp == null && problem.Queries > 0)
+        {
+            throw new ArgumentException("The mass per key of a softmax is found from the log-sum-exp: give the forward pass a place for it and keep it.", nameof(arguments));
+        }
+
+        if (Vector512.IsHardwareAccelerated)
+        {
+            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(problem, mass, modifier, predicate);
+        }
+        else if (Vector256.IsHardwareAccelerated)
+        {
+            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(problem, mass, modifier, predicate);
+        }
+        else
+        {
+            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(problem, mass, modifier, predicate);
+        }
+    }
+
+    private static void Compute<TVector, TOps, TScore, TMask>(CheckedProblem problem, float* mass, TScore modifier, TMask predicate)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate
+    {
+        switch (problem.Arguments.Normalizer)
+        {
+            case Normalizer.ReluOverPosition:
+                new MassPerKeyLoop<TVector, TOps, ReluGradient, TScore, TMask>(problem, mass, modifier, predicate).Run();
+                break;
+            case Normalizer.Sigmoid:
+                new MassPerKeyLoop<TVector, TOps, SigmoidGradient, TScore, TMask>(problem, mass, modifier, predicate).Run();
+                break;
+            default:
+                new MassPerKeyLoop<TVector, TOps, SoftmaxGradient, TScore, TMask>(problem, mass, modifier, predicate).Run();
+                break;
+        }
+    }
+}
+
+/// <summary>
+/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries. It is cut into units as the backward
+/// pass is (<see cref="BackwardShape"/>), so its bits do not depend on the number of threads either.
+/// </summary>
+internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, TMask> : ParallelLoop
+    where TVector : struct
+    where TOps : struct, IVectorOperations<TVector>
+    where TNormalizer : struct, INormalizerGradient
+    where TScore : struct, IScoreModifier
+    where TMask : struct, IMaskPredicate
+{
+    private readonly CheckedProblem _problem;
+    private readonly BackwardShape _shape;
+    private readonly ScoreTile<TVector, TOps, TScore, TMask> _scoring;
+    private readonly float* _mass;
+    private readonly float* _partial;
+
+    /// <summary>Prepares the pass over a checked problem.</summary>
+    public MassPerKeyLoop(CheckedProblem problem, float* mass, TScore modifier, TMask predicate)
+    {
+        _problem = problem;
+        _mass = mass;
+        _scoring = new(problem, modifier, predicate);
+        _shape = new BackwardShape(problem, default, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), modified: false);
+        _partial = _shape.Splits == 1 ? mass : Workspace.OfCall.Take(Count * _shape.Splits);
+    }
+
+    private long Count => (long)_problem.Batch * _problem.Heads * _problem.Keys;
+
+    /// <summary>Computes the mass.</summary>
+    public void Run()
+    {
+        NativeMemory.Clear(_partial, checked((nuint)(Count * _shape.Splits * sizeof(float))));
+        Run(_shape.Lanes, _problem.Arguments.Threads);
+        for (long i = 0; _shape.Splits > 1 && i < (long)_problem.Batch * _problem.Heads; i++)
+        {
+            var sum = new Span<float>(_mass + (i * _problem.Keys), _problem.Keys);
+            new ReadOnlySpan<float>(Partial(i, 0), _problem.Keys).CopyTo(sum);
+            for (var split = 1; split < _shape.Splits; split++)
+            {
+                TensorPrimitives.Add(sum, new ReadOnlySpan<float>(Partial(i, split), _problem.Keys), sum);
+            }
+        }
+    }
+
+    /// <inheritdoc/>
+    protected override void Run(int item)
+    {
+        var split = item % _shape.Splits;
+        var share = item / _shape.Splits % _shape.Shares;
+        var slice = _problem.Sequence(item / _shape.Splits / _shape.Shares);
+        var unit = Unit.Create(_shape, Workspace.OfItem);
+        unit.Slice = slice;
+        var head = share * _shape.ShareHeads;
+        ref readonly var a = ref _problem.Arguments;
+        BackwardPacking.Panels<TVector, TOps>(a.Key, slice.Batch, share / _shape.HeadParts, slice.KeyStart, slice.KeyLength, unit.KeyPanels, 0, _shape.Depth);
+        if (_problem.HasLowRank)
+        {
+            BackwardPacking.Panels<TVector, TOps>(a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels, _problem.Width, _shape.Depth);
+        }
+
+        for (var end = head + _shape.ShareHeads; head < end; head++)
+        {
+            unit.Head = head;
+            NativeMemory.Clear(unit.Sums, (nuint)(_shape.PanelKeys * sizeof(float)));
+            var block = 0;
+            for (unit.Query = 0; unit.Query < slice.QueryLength; unit.Query += unit.Rows, block++)
+            {
+                unit.Rows = _shape.RowsAt(slice, unit.Query);
+                if (block % _shape.Splits == split)
+                {
+                    RunBlock(unit);
+                }
+            }
+
+            var bytes = slice.KeyLength * sizeof(float);
+            Buffer.MemoryCopy(unit.Sums, Partial((slice.Batch * _problem.Heads) + head, split) + slice.KeyStart, bytes, bytes);
+        }
+    }
+
+    private float* Partial(long head, int split) => _partial + (((head * _shape.Splits) + split) * _problem.Keys);
+
+    private void RunBlock(in Unit unit)
+    {
+        PackQueries(unit);
+        var segments = KeySegments.OfItem;
+        segments.Find(_problem, unit.Slice, unit.Head, unit.Query, unit.Rows, ScoreTile<TVector, TOps, TScore, TMask>.Asks);
+        var panel = Packing.PanelWidth<TVector, TOps>();
+        for (var i = 0; i < segments.Count; i++)
+        {
+            var segment = segments[i];
+            for (var first = segment.Start / panel * panel; first < segment.End; first += BackwardShape.TileColumns)
+            {
+                RunTile(unit, segment, first, (int)Math.Min(segment.End - first, BackwardShape.TileColumns));
+            }
+        }
+    }
+
+    private void RunTile(in Unit unit, in KeySegment segment, long firstKey, int width)
+    {
+        if (!StripColumns.Find(_problem, unit.Slice, unit.Query, unit.Rows, segment, firstKey, width, unit.Columns))
+        {
+            return;
+        }
+
+        var strips = (unit.Rows + MicroKernel.Rows - 1) / MicroKernel.Rows;
+        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns, strips, width, unit.Scores);
+        for (var row = 0; row < unit.Rows; row += MicroKernel.Rows)
+        {
+            var columns = unit.Columns[row / MicroKernel.Rows];
+            if (columns.IsEmpty)
+            {
+                continue;
+            }
+
+            var start = columns.First & -TOps.Lanes;
+            var piece = new ScorePiece(firstKey + start, ((columns.End + TOps.Lanes - 1) & -TOps.Lanes) - start, segment);
+            var rows = Math.Min(unit.Rows - row, MicroKernel.Rows);
+            var scores = unit.Scores + (row * MicroKernel.ScoreStride);
+            _scoring.Apply(unit.Slice, unit.Head, piece, unit.Query + row, rows, scores + start);
+            AddWeights(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+        }
+    }
+
+    private void PackQueries(in Unit unit)
+    {
+        ref readonly var a = ref _problem.Arguments;
+        var (batch, first) = (unit.Slice.Batch, unit.Slice.QueryStart + unit.Query);
+        for (var row = 0; row < unit.Rows; row += MicroKernel.Rows)
+        {
+            var rows = Math.Min(unit.Rows - row, MicroKernel.Rows);
+            var strip = unit.QueryStrips + (row * _shape.Depth);
+            Packing.Strip(a.Query.Row(batch, unit.Head, first + row), (nint)a.Query.RowStride, rows, _problem.Width, a.Scale, strip);
+            if (_problem.HasLowRank)
+            {
+                Packing.Strip(
+                    a.LowRankQuery.Row(batch, unit.Head, first + row), (nint)a.LowRankQuery.RowStride, rows, _problem.Rank, 1, strip + (MicroKernel.Rows * _problem.Width));
+            }
+        }
+
+        for (var row = 0; row < unit.Rows; row++)
+        {
+            unit.Numbers[row] = a.Normalizer switch
+            {
+                Normalizer.Softmax => a.LogSumExp[(((batch * _problem.Heads) + unit.Head) * _problem.Queries) + first + row],
+                Normalizer.ReluOverPosition => 1 / _problem.KeysUpTo(unit.Slice, unit.Query + row),
+                _ => 0,
+            };
+        }
+    }
+
+    /// <summary>Adds the weights of a strip to the sums of its columns.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void AddWeights(float* scores, StripColumns columns, int rows, float* numbers, float* sums)
+    {
+        for (var column = columns.First & -TOps.Lanes; column < columns.End; column += TOps.Lanes)
+        {
+            var sum = TOps.Zero;
+            for (var row = 0; row < rows; row++)
+            {
+                var score = TOps.Load(scores + (row * MicroKernel.ScoreStride) + column);
+                var weight = TNormalizer.Weigh<TVector, TOps>(score, TOps.Zero, TOps.Create(numbers[row]), TOps.Zero, out _);
+                sum = TOps.Add(sum, TOps.Select(TOps.LessThan(score, TOps.Create(float.MinValue)), TOps.Zero, weight));
+            }
+
+            if (column < columns.First || column + TOps.Lanes > columns.End)
+            {
+                sum = TOps.And(sum, TOps.And(
+                    TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(columns.First - column)), TOps.LessThan(TOps.Indices, TOps.Create(columns.End - column))));
+            }
+
+            TOps.Store(TOps.Add(TOps.Load(sums + column), sum), sums + column);
+        }
+    }
+
+    private struct Unit
+    {
+        public SequenceSlice Slice;
+        public int Head;
+        public long Query;
+        public int Rows;
+        public float* KeyPanels;
+        public float* QueryStrips;
+        public float* Numbers;
+        public float* Scores;
+        public float* Sums;
+        public StripColumns* Columns;
+
+        public static Unit Create(BackwardShape shape, Workspace workspace)
+        {
+            const long rows = BackwardShape.MostStrips * MicroKernel.Rows;
+            var (panels, strips, numbers, scores) =
+                (Workspace.Lines(shape.PanelKeys * shape.Depth), Workspace.Lines(rows * shape.Depth), Workspace.Lines(rows), rows * MicroKernel.ScoreStride);
+            var sums = Workspace.Lines(shape.PanelKeys);
+            var memory = workspace.Take(panels + strips + numbers + scores + sums + (BackwardShape.MostStrips * sizeof(StripColumns) / sizeof(float)));
+            return new Unit
+            {
+                KeyPanels = memory,
+                QueryStrips = memory + panels,
+                Numbers = memory + panels + strips,
+                Scores = memory + panels + strips + numbers,
+                Sums = memory + panels + strips + numbers + scores,
+                Columns = (StripColumns*)(memory + panels + strips + numbers + scores + sums),
+            };
+        }
+    }
+}

@@ -1,6 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using Heed.Kernels;
 using Heed.Kernels.AotTester;
 
 Console.WriteLine($"runtime code generation: {(RuntimeFeature.IsDynamicCodeSupported ? "yes" : "no")}");

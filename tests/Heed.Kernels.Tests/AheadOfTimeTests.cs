@@ -11,7 +11,7 @@ public class AheadOfTimeTests
     public async Task The_kernels_work_when_compiled_ahead_of_time()
     {
         Assert.SkipUnless(OperatingSystem.IsLinux() && RuntimeInformation.ProcessArchitecture == Architecture.X64, "The tester is published for linux-x64.");
-        Assert.SkipUnless(Finds("clang") && (File.Exists("/usr/include/zlib.h") || Finds("zlib-flate")), "NativeAOT needs clang and zlib: apt-get install clang zlib1g-dev");
+        Assert.SkipUnless(Finds("clang") && File.Exists("/usr/include/zlib.h"), "NativeAOT needs clang and zlib: apt-get install clang zlib1g-dev");
         var root = new DirectoryInfo(AppContext.BaseDirectory);
         while (root is not null && !File.Exists(Path.Combine(root.FullName, "Heed.slnx")))
         {
@@ -25,7 +25,7 @@ public class AheadOfTimeTests
             var project = Path.Combine(root.FullName, "tests", "Heed.Kernels.AotTester", "Heed.Kernels.AotTester.csproj");
             var (published, log) = await Run(
                 "dotnet", "publish", project, "-c", "Release", "-r", "linux-x64", "-o", Path.Combine(folder.FullName, "out"),
-                "-p:PublishAheadOfTime=true", $"-p:ArtifactsPath={Path.Combine(folder.FullName, "artifacts")}", "-nodeReuse:false");
+                "-p:PublishAheadOfTime=true", $"-p:ArtifactsPath={Path.Combine(folder.FullName, "artifacts")}", "-p:RunAnalyzers=false", "-nodeReuse:false");
             Assert.SkipWhen(
                 published != 0 && log.Contains("NU1101", StringComparison.Ordinal) | log.Contains("NU1301", StringComparison.Ordinal),
                 "The compiler package of NativeAOT (runtime.linux-x64.Microsoft.DotNet.ILCompiler) cannot be restored here: " + log);

@@ -132,7 +132,7 @@ internal sealed unsafe class CheckedProblem
         RequireMemory(output, "output");
         Require(output.Type == ElementType.Float32, "output", $"The output must be float32 but is {output.Type}.");
         Require(
-            (Batch < 2 || output.BatchStride != 0) && (Heads < 2 || output.HeadStride != 0) && (Queries < 2 || output.RowStride != 0),
+            ValueWidth == 0 || ((Batch < 2 || output.BatchStride != 0) && (Heads < 2 || output.HeadStride != 0) && (Queries < 2 || output.RowStride != 0)),
             "output", "The rows of the output must not share memory: a stride of a dimension longer than one is zero.");
 
         ref readonly var statistics = ref Arguments.Statistics;

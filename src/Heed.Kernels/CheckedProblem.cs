@@ -34,7 +34,7 @@ internal sealed unsafe class CheckedProblem
         Keys = checked((int)arguments.Key.Length);
         Width = checked((int)arguments.Query.Width);
         ValueWidth = checked((int)arguments.Value.Width);
-        Group = KeyHeads == 0 ? 1 : Heads / KeyHeads;
+        Group = KeyHeads == 0 || Heads == 0 ? 1 : Heads / KeyHeads;
         CheckOptions();
         CheckBiases();
         CheckSequences();

@@ -24,12 +24,12 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
     private readonly TMask _predicate = predicate;
 
     /// <summary>Whether scores change beside being masked.</summary>
-    public bool Changes => _problem.Arguments.Softcap > 0 || HasBias || _problem.Arguments.BlockMask?.Biases is not null || typeof(TScore) != typeof(UnmodifiedScore);
+    public bool Changes { get; } =
+        problem.Arguments.Softcap > 0 || problem.Arguments.Bias.IsGiven || problem.Arguments.KeyBias.IsGiven || problem.Arguments.AlibiSlopes != null
+        || problem.Arguments.BlockMask?.Biases is not null || typeof(TScore) != typeof(UnmodifiedScore);
 
     /// <summary>Whether a mask predicate decides pairs.</summary>
     public static bool Asks => typeof(TMask) != typeof(AllPairs);
-
-    private bool HasBias => _problem.Arguments.Bias.IsGiven || _problem.Arguments.KeyBias.IsGiven || _problem.Arguments.AlibiSlopes != null;
 
     /// <summary>Whether a piece may hold pairs that do not exist: those are minus infinity after <see cref="Apply"/>.</summary>
     public bool MayMask(in SequenceSlice slice, in ScorePiece piece, long query, int rows) =>

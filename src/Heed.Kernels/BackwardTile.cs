@@ -266,8 +266,6 @@ internal static unsafe class BackwardTile
                 TOps.Store(TOps.Select(IsAbsent<TVector, TOps>(weights + column), TOps.Zero, TOps.Load(gradients + column)), gradients + column);
             }
 
-            var start = columns.First & -TOps.Lanes;
-            new Span<float>(gradients + start, columns.First - start).Clear();
             new Span<float>(gradients + columns.End, Math.Min(Stride - columns.End, 2 * 16)).Clear();
         }
     }
@@ -297,7 +295,7 @@ internal static unsafe class BackwardTile
         where TOps : struct, IVectorOperations<TVector>
     {
         var inside = TOps.And(TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(first)), TOps.LessThan(TOps.Indices, TOps.Create(end)));
-        TOps.Store(TOps.And(inside, TOps.Load(score)), score);
+        TOps.Store(TOps.Select(inside, TOps.Load(score), TOps.Create(-0f)), score);
         TOps.Store(TOps.And(inside, TOps.Load(product)), product);
     }
 

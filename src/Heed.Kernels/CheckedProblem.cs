@@ -77,6 +77,18 @@ internal sealed unsafe class CheckedProblem
     /// <summary>Batch items, or packed sequences.</summary>
     public int Sequences { get; }
 
+    /// <summary>Threads that are worth waking: each takes microseconds to wake, so that a small problem stays on the caller's.</summary>
+    public int Threads
+    {
+        get
+        {
+            const double worthThread = 1e6;
+            var multiplications = (double)Batch * Heads * Queries * Keys * (Width + Rank + ValueWidth);
+            var wanted = Arguments.Threads > 0 ? Arguments.Threads : Environment.ProcessorCount;
+            return (int)Math.Min(wanted, 1 + (multiplications / worthThread));
+        }
+    }
+
     /// <summary>Whether sequences are packed into one batch item.</summary>
     public bool IsPacked => Arguments.QueryOffsets != null;
 

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.CommandLine.Parsing;
 using System.Globalization;
 
 namespace Heed.Cli;
@@ -41,17 +42,33 @@ internal static class CommandExtensions
             value => value.CompareTo(minimum) >= 0 && value.CompareTo(maximum) <= 0,
             $"between {minimum.ToString(null, CultureInfo.InvariantCulture)} and {maximum.ToString(null, CultureInfo.InvariantCulture)}");
 
-    private static Option<T> Within<T>(this Option<T> option, Func<T, bool> accepts, string range)
+    /// <summary>Refuses values that a test does not accept.</summary>
+    public static Option<T> Within<T>(this Option<T> option, Func<T, bool> accepts, string range)
         where T : struct
     {
         option.Validators.Add(result =>
         {
-            // A value that does not parse is the parser's own error.
-            if (!result.Errors.Any() && result.Tokens.Count > 0 && result.GetValueOrDefault<T>() is var value && !accepts(value))
+            if (result.Tokens.Count > 0 && TryValue<T>(result, out var value) && !accepts(value))
             {
                 result.AddError($"{option.Name} must be {range}, not {result.Tokens[0].Value}.");
             }
         });
         return option;
+    }
+
+    /// <summary>The value, where it parses; where it does not, that is the parser's own error to report.</summary>
+    private static bool TryValue<T>(OptionResult result, out T value)
+        where T : struct
+    {
+        try
+        {
+            value = result.GetValueOrDefault<T>();
+            return true;
+        }
+        catch (InvalidOperationException)
+        {
+            value = default;
+            return false;
+        }
     }
 }

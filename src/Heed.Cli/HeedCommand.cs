@@ -2,12 +2,13 @@ using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using System.CommandLine.Parsing;
+using System.Text.RegularExpressions;
 using Heed.Cli.Commands;
 
 namespace Heed.Cli;
 
 /// <summary>The root command: its subcommands, and the one place where what goes wrong becomes a sentence and an exit code.</summary>
-internal static class HeedCommand
+internal static partial class HeedCommand
 {
     /// <summary>The subcommands, in the order in which help lists them.</summary>
     public static RootCommand Create()
@@ -15,9 +16,11 @@ internal static class HeedCommand
         var root = new RootCommand("Attention for .NET: see what a transformer attends to, generate, verify, benchmark and train.")
         {
             InspectCommand.Create(),
+            GenerateCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
             TrainCommand.Create(),
+            DrawCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));
@@ -42,7 +45,8 @@ internal static class HeedCommand
                 mistake.ShowHelp = false;
                 using var explanation = new StringWriter();
                 await result.InvokeAsync(new InvocationConfiguration { Output = explanation, Error = explanation }, cancellation);
-                error.WriteLine($"{string.Join(' ', explanation.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries))} See `{CommandPath(result)} --help`.");
+                var lines = explanation.ToString().Split('\n', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries);
+                error.WriteLine($"{Conversion().Replace(string.Join(' ', lines), "$1 is not a valid value for $2.")} See `{CommandPath(result)} --help`.");
                 return ExitCode.Usage;
             }
 
@@ -77,4 +81,8 @@ internal static class HeedCommand
 
         return string.Join(' ', names);
     }
+
+    /// <summary>The parser's words for a value of the wrong kind, which name a .NET type.</summary>
+    [GeneratedRegex(@"Cannot parse argument '([^']*)' for (?:option|command) '([^']*)' as expected type '[^']*'\.")]
+    private static partial Regex Conversion();
 }

@@ -10,12 +10,14 @@ internal static class ModelFolder
 
     /// <summary>The folder of a model.</summary>
     /// <param name="nameOrFolder">A folder, or a shipped model's name.</param>
-    /// <exception cref="DirectoryNotFoundException">There is no such folder or model; the message lists what there is.</exception>
+    /// <exception cref="DirectoryNotFoundException">There is no such model folder; the message lists the models that ship.</exception>
     public static string Find(string nameOrFolder)
     {
         if (Directory.Exists(nameOrFolder))
         {
-            return nameOrFolder;
+            return File.Exists(Path.Combine(nameOrFolder, ConfigurationFile))
+                ? nameOrFolder
+                : throw new DirectoryNotFoundException($"{nameOrFolder} is not a model folder: it has no {ConfigurationFile}.");
         }
 
         var shipped = Shipped();

@@ -74,14 +74,15 @@ internal static class TextSource
         bytes = bytes[start..];
         if (cut)
         {
-            // The cut may lie within a character: take off its bytes.
-            var end = bytes.Length;
-            while (end > 0 && bytes.Length - end < 4 && (bytes[end - 1] & 0xC0) == 0x80)
+            // The cut may lie within a character: look back for its first byte, which says how many there should be.
+            var first = bytes.Length - 1;
+            while (first > bytes.Length - 4 && first > 0 && (bytes[first] & 0xC0) == 0x80)
             {
-                end--;
+                first--;
             }
 
-            bytes = end > 0 && bytes[end - 1] >= 0xC0 ? bytes[..(end - 1)] : bytes;
+            var needed = first < 0 ? 0 : bytes[first] switch { >= 0xF0 => 4, >= 0xE0 => 3, >= 0xC0 => 2, _ => 1 };
+            bytes = needed > bytes.Length - first ? bytes[..first] : bytes;
         }
 
         if (bytes.IndexOf((byte)0) is >= 0 and var zero)

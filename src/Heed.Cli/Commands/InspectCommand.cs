@@ -21,7 +21,7 @@ internal static class InspectCommand
         var model = new Option<string>("--model") { Description = "A model folder (config.json, weights, tokenizer.json), or a shipped model's name.", HelpName = "NAME|FOLDER", DefaultValueFactory = _ => ModelFolder.Default };
         var text = new Option<string?>("--text") { Description = "UTF-8 text to read; - for standard input. Without it, the page that ships with the model.", HelpName = "FILE|-" };
         var output = new Option<string>("--out") { Description = "The report to write.", HelpName = "FILE", DefaultValueFactory = _ => "report.html" };
-        var tokens = new Option<int?>("--tokens") { Description = $"The most tokens to look at. Default: the model's context, at most {InspectionOptions.DefaultTokens}.", HelpName = "N" };
+        var tokens = new Option<int>("--tokens") { Description = $"The most tokens to look at. Default: the model's context, at most {InspectionOptions.DefaultTokens}.", HelpName = "N" }.Between(2, InspectionReport.MaximumTokens);
         var budget = new Option<double>("--map-budget")
         {
             Description = "Megabytes that the attention maps may take in the report; less makes them coarser.",
@@ -30,18 +30,10 @@ internal static class InspectCommand
         }.Between(0.1, 1000);
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        tokens.Validators.Add(result =>
-        {
-            if (!result.Errors.Any() && result.GetValueOrDefault<int?>() is { } count && count is < 2 or > InspectionReport.MaximumTokens)
-            {
-                result.AddError($"--tokens must be between 2 and {InspectionReport.MaximumTokens}.");
-            }
-        });
-
         var command = new Command("inspect", "Run a model on a text and write a report (one HTML page) of what every head attends to.") { model, text, output, tokens, budget, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
-            var options = new InspectionOptions { Tokens = result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte) };
+            var options = new InspectionOptions { Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte) };
             if (result.GetValue(threads) is > 0 and var count)
             {
                 torch.set_num_threads(count);

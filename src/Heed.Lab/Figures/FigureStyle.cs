@@ -1,4 +1,5 @@
 using ScottPlot;
+using SkiaSharp;
 
 namespace Heed.Lab.Figures;
 
@@ -7,6 +8,12 @@ internal static class FigureStyle
 {
     // Okabe and Ito's palette without its yellow, which is hard to see on white.
     private static readonly string[] Palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"];
+
+    // What a system without fontconfig calls its default may be a serif face.
+    private static readonly string[] Families = ["Inter", "Segoe UI", "Helvetica Neue", "Arial", "Liberation Sans", "Noto Sans", "DejaVu Sans"];
+
+    /// <summary>The face of all text in pictures.</summary>
+    public static SKTypeface Typeface { get; } = Families.Select(SKFontManager.Default.MatchFamily).FirstOrDefault(face => face is not null) ?? SKTypeface.Default;
 
     public static Color ColorOf(int line) => Color.FromHex(Palette[line % Palette.Length]);
 

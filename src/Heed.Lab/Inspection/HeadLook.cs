@@ -78,13 +78,15 @@ public static class HeadLooks
     /// <summary>What it takes to be called so, for legends.</summary>
     public static string Meaning(HeadLook look) => look switch
     {
-        HeadLook.Previous => $"the largest weight is on the token before in at least {PlaceShare:P0} of the rows",
-        HeadLook.Self => $"the largest weight is on the token itself in at least {PlaceShare:P0} of the rows",
-        HeadLook.Induction => $"on random tokens said twice, at least {InductionMass:P0} of the mass goes to what followed the first saying",
-        HeadLook.Sink => $"at least {SinkMass:P0} of the mass is on the first token",
-        HeadLook.Local => $"the mean distance is at most {LocalDistance} tokens and at most {LocalShareOfUniform:P0} of what equal weights would have",
-        HeadLook.Broad => $"the entropy is at least {BroadEntropyShare:P0} of the largest possible",
+        HeadLook.Previous => $"the largest weight is on the token before in at least {Percent(PlaceShare)} of the rows",
+        HeadLook.Self => $"the largest weight is on the token itself in at least {Percent(PlaceShare)} of the rows",
+        HeadLook.Induction => $"on random tokens said twice, at least {Percent(InductionMass)} of the mass goes to what followed the first saying",
+        HeadLook.Sink => $"at least {Percent(SinkMass)} of the mass is on the first token",
+        HeadLook.Local => $"the mean distance is at most {LocalDistance} tokens and at most {Percent(LocalShareOfUniform)} of what equal weights would have",
+        HeadLook.Broad => $"the entropy is at least {Percent(BroadEntropyShare)} of the largest possible",
         HeadLook.Mixed => "none of the others",
         _ => throw new ArgumentOutOfRangeException(nameof(look), look, $"There is no look {look}."),
     };
+
+    private static string Percent(double share) => $"{100 * share:0}%";
 }

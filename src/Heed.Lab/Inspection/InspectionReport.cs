@@ -31,7 +31,7 @@ public static class InspectionReport
     /// <param name="tokens">Length of the sequence.</param>
     /// <param name="heads">Number of heads in all.</param>
     /// <param name="budget">Bytes that the heads may take in the report.</param>
-    /// <returns>Largest weights kept per row (4 to 16) and tokens along the side of a cell of the map. The least that makes a picture is kept even where the budget is smaller.</returns>
+    /// <returns>Largest weights kept per row (2 to 16) and tokens along the side of a cell of the map. The least that makes a picture is kept even where the budget is smaller.</returns>
     public static (int TopCount, int TokensPerCell) Detail(int tokens, int heads, long budget)
     {
         const int leastSide = 64;
@@ -43,7 +43,7 @@ public static class InspectionReport
         }
 
         var top = 16;
-        while (top > 4 && BytesPerHead(tokens, top, cell) > perHead)
+        while (top > 2 && BytesPerHead(tokens, top, cell) > perHead)
         {
             top--;
         }

@@ -49,7 +49,7 @@ public partial class InspectionReportTests
     [Theory]
     [InlineData(1, 1, 0, 1, 1)]
     [InlineData(512, 48, 13 << 20, 16, 1)]
-    [InlineData(100, 8, 0, 4, 2)]
+    [InlineData(100, 8, 0, 2, 2)]
     public void Detail_follows_the_budget(int tokens, int heads, long budget, int top, int cell) =>
         Assert.Equal((top, cell), InspectionReport.Detail(tokens, heads, budget));
 

@@ -10,28 +10,30 @@ internal static unsafe class BackwardAttention
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
-        var problem = new CheckedProblem(arguments);
-        Check(problem, gradients);
         if (Vector512.IsHardwareAccelerated)
         {
-            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(problem, gradients, modifier, predicate);
+            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(arguments, gradients, modifier, predicate);
         }
         else if (Vector256.IsHardwareAccelerated)
         {
-            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(problem, gradients, modifier, predicate);
+            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(arguments, gradients, modifier, predicate);
         }
         else
         {
-            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(problem, gradients, modifier, predicate);
+            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(arguments, gradients, modifier, predicate);
         }
     }
 
-    private static void Compute<TVector, TOps, TScore, TMask>(CheckedProblem problem, in AttentionGradients gradients, TScore modifier, TMask predicate)
+    /// <summary>As <see cref="Compute{TScore, TMask}"/> with vectors of a given width.</summary>
+    internal static void Compute<TVector, TOps, TScore, TMask>(
+        in AttentionArguments arguments, in AttentionGradients gradients, TScore modifier, TMask predicate)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
+        var problem = new CheckedProblem(arguments);
+        Check(problem, gradients);
         switch (problem.Arguments.Normalizer)
         {
             case Normalizer.ReluOverPosition:
@@ -90,7 +92,7 @@ internal static unsafe class BackwardAttention
             "gradients", $"The {name} must be [{batch}, {heads}, {length}, {width}] but is [{view.Batch}, {view.Heads}, {view.Length}, {view.Width}].");
         Require(view.Type == ElementType.Float32, "gradients", $"The {name} must be float32 but is {view.Type}.");
         Require(
-            !written || ((batch < 2 || view.BatchStride != 0) && (heads < 2 || view.HeadStride != 0) && (length < 2 || view.RowStride != 0)),
+            !written || width == 0 || ((batch < 2 || view.BatchStride != 0) && (heads < 2 || view.HeadStride != 0) && (length < 2 || view.RowStride != 0)),
             "gradients", $"The rows of the {name} must not share memory: a stride of a dimension longer than one is zero; sum over it afterwards.");
     }
 

@@ -88,7 +88,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
                 unit.KeyGradient = (float*)_free.Pop();
             }
 
-            unit.ValueGradient = unit.KeyGradient + Workspace.Lines(_shape.AccumulatorRows * _shape.KeyWidth);
+            unit.ValueGradient = unit.KeyGradient + _shape.ValueOffset;
         }
 
         var rows = slice.KeyLength + MicroKernel.Rows;
@@ -206,14 +206,13 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         var capped = _shape.Capped ? unit.Capped + offset : null;
         var unmodified = _shape.Modified ? unit.Unmodified + offset : null;
         _scoring.Apply(unit.Slice, unit.Head, piece, unit.Query + row, rows, unit.Scores + offset, capped, unmodified);
-        BackwardTile.Differentiate<TVector, TOps, TNormalizer>(
-            unit.Scores + (row * MicroKernel.ScoreStride), unit.Gradients + (row * MicroKernel.ScoreStride), columns, rows,
-            unit.FirstNumbers + row, unit.SecondNumbers + row);
+        var weights = unit.Scores + (row * MicroKernel.ScoreStride);
+        var gradients = unit.Gradients + (row * MicroKernel.ScoreStride);
+        BackwardTile.Differentiate<TVector, TOps, TNormalizer>(weights, gradients, columns, rows, unit.FirstNumbers + row, unit.SecondNumbers + row);
         if (_shape.Modified)
         {
             _scoring.ModifierGradient(unit.Slice, unit.Head, piece, unit.Query + row, rows, unmodified, unit.Gradients + offset);
-            BackwardTile.ClearAbsent(
-                unit.Scores + (row * MicroKernel.ScoreStride), unit.Gradients + (row * MicroKernel.ScoreStride), columns, rows, start);
+            BackwardTile.ClearAbsent<TVector, TOps>(weights, gradients, columns, rows);
         }
 
         if (_sums.WantsTiles)
@@ -223,7 +222,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
 
         if (_shape.Capped)
         {
-            BackwardTile.DifferentiateSoftcap<TVector, TOps>(capped - start, unit.Gradients + (row * MicroKernel.ScoreStride), columns, rows, _a.Softcap);
+            BackwardTile.DifferentiateSoftcap<TVector, TOps>(capped - start, weights, gradients, columns, rows, _a.Softcap);
         }
     }
 
@@ -273,7 +272,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         if (_g.Value.IsGiven)
         {
             BackwardPacking.StoreSums(
-                parts, checked((int)(_shape.AccumulatorRows * _shape.KeyWidth)), _shape.ValueWidth, _g.Value, slice.Batch, unit.KeyHead, slice.KeyStart, slice.KeyLength);
+                parts, _shape.ValueOffset, _shape.ValueWidth, _g.Value, slice.Batch, unit.KeyHead, slice.KeyStart, slice.KeyLength);
         }
 
         for (var part = 0; _g.LowRankKey.IsGiven && part < _shape.HeadParts; part++)

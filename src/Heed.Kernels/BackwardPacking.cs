@@ -70,7 +70,7 @@ internal static unsafe class BackwardPacking
     /// <param name="firstRow">Its first row.</param>
     /// <param name="rows">Number of rows.</param>
     public static void StoreSums(
-        ReadOnlySpan<nint> parts, int offset, nint stride, TensorView destination, long batch, long head, long firstRow, long rows)
+        ReadOnlySpan<nint> parts, long offset, nint stride, TensorView destination, long batch, long head, long firstRow, long rows)
     {
         var width = (int)destination.Width;
         for (long row = 0; row < rows; row++)

@@ -113,7 +113,10 @@ internal sealed unsafe class BackwardShape
     public bool Modified { get; }
 
     /// <summary>Floats of the accumulated gradients of keys and values.</summary>
-    public long AccumulatorFloats => Workspace.Lines(AccumulatorRows * KeyWidth) + Workspace.Lines(AccumulatorRows * ValueWidth);
+    public long AccumulatorFloats => ValueOffset + Workspace.Lines(AccumulatorRows * ValueWidth);
+
+    /// <summary>Where the gradient of the values begins behind that of the keys.</summary>
+    public long ValueOffset => Workspace.Lines(AccumulatorRows * KeyWidth);
 
     /// <summary>Rows of the block that begins with a query: blocks lie within the block mask's blocks of queries, at the same rows for every batch item.</summary>
     public int RowsAt(in SequenceSlice slice, long query)
@@ -259,8 +262,8 @@ internal unsafe struct BackwardUnit
         ColumnSums = Next(shape.PanelKeys);
         if (shape.Parts == 1)
         {
-            KeyGradient = Next(shape.AccumulatorRows * shape.KeyWidth);
-            ValueGradient = Next(shape.AccumulatorRows * shape.ValueWidth);
+            KeyGradient = Next(shape.AccumulatorFloats);
+            ValueGradient = KeyGradient + shape.ValueOffset;
         }
 
         return used;

@@ -238,45 +238,43 @@ internal static unsafe class BackwardTile
     }
 
     /// <summary>gradient *= 1 - (capped / cap)^2, the derivative of the softcap, in the columns of a strip.</summary>
-    public static void DifferentiateSoftcap<TVector, TOps>(float* capped, float* gradient, StripColumns columns, int rows, float cap)
+    public static void DifferentiateSoftcap<TVector, TOps>(float* capped, float* weights, float* gradients, StripColumns columns, int rows, float cap)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
         var (inverse, one) = (TOps.Create(1 / cap), TOps.Create(1));
-        for (var row = 0; row < rows; row++)
+        for (nint row = 0; row < rows; row++)
+        {
+            for (var column = (row * Stride) + (columns.First & -TOps.Lanes); column < (row * Stride) + columns.End; column += TOps.Lanes)
+            {
+                var tanh = TOps.Multiply(TOps.Load(capped + column), inverse);
+                var gradient = TOps.Multiply(TOps.Load(gradients + column), TOps.Subtract(one, TOps.Multiply(tanh, tanh)));
+                TOps.Store(TOps.Select(IsAbsent<TVector, TOps>(weights + column), TOps.Zero, gradient), gradients + column);
+            }
+        }
+    }
+
+    /// <summary>Clears the gradients of the pairs of a strip that do not exist, and those beside its columns, after a modifier has seen sixteen keys at a time.</summary>
+    public static void ClearAbsent<TVector, TOps>(float* weights, float* gradients, StripColumns columns, int rows)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+    {
+        for (nint row = 0; row < rows; row++, weights += Stride, gradients += Stride)
         {
             for (var column = columns.First & -TOps.Lanes; column < columns.End; column += TOps.Lanes)
             {
-                var tanh = TOps.Multiply(TOps.Load(capped + column), inverse);
-                var after = TOps.Load(gradient + column);
-                var before = TOps.Multiply(after, TOps.Subtract(one, TOps.Multiply(tanh, tanh)));
-
-                // The score of a pair that does not exist may be NaN; its gradient is zero and stays zero.
-                var zero = TOps.And(TOps.GreaterThanOrEqual(after, TOps.Zero), TOps.GreaterThanOrEqual(TOps.Zero, after));
-                TOps.Store(TOps.Select(zero, after, before), gradient + column);
+                TOps.Store(TOps.Select(IsAbsent<TVector, TOps>(weights + column), TOps.Zero, TOps.Load(gradients + column)), gradients + column);
             }
 
-            capped += Stride;
-            gradient += Stride;
+            new Span<float>(gradients + columns.End, Math.Min(Stride - columns.End, 2 * 16)).Clear();
         }
     }
 
-    /// <summary>Clears the gradients of the pairs of a strip that do not exist, after a modifier has seen them sixteen keys at a time.</summary>
-    public static void ClearAbsent(float* weights, float* gradients, StripColumns columns, int rows, int start)
-    {
-        for (var row = 0; row < rows; row++)
-        {
-            for (var column = columns.First; column < columns.End; column++)
-            {
-                gradients[column] = BitConverter.SingleToUInt32Bits(weights[column]) == Absent ? 0 : gradients[column];
-            }
-
-            new Span<float>(gradients + start, columns.First - start).Clear();
-            new Span<float>(gradients + columns.End, Math.Min(Stride - columns.End, 32)).Clear();
-            weights += Stride;
-            gradients += Stride;
-        }
-    }
+    /// <summary>The lanes whose weight is minus zero: alone among weights it has a reciprocal below all numbers.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static TVector IsAbsent<TVector, TOps>(float* weights)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector> => TOps.LessThan(TOps.Divide(TOps.Create(1), TOps.Load(weights)), TOps.Create(float.MinValue));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Differentiate<TVector, TOps, TNormalizer>(float* score, float* product, TVector first, TVector second)
@@ -297,7 +295,7 @@ internal static unsafe class BackwardTile
         where TOps : struct, IVectorOperations<TVector>
     {
         var inside = TOps.And(TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(first)), TOps.LessThan(TOps.Indices, TOps.Create(end)));
-        TOps.Store(TOps.And(inside, TOps.Load(score)), score);
+        TOps.Store(TOps.Select(inside, TOps.Load(score), TOps.Create(-0f)), score);
         TOps.Store(TOps.And(inside, TOps.Load(product)), product);
     }
 

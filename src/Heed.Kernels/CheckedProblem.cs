@@ -34,7 +34,7 @@ internal sealed unsafe class CheckedProblem
         Keys = checked((int)arguments.Key.Length);
         Width = checked((int)arguments.Query.Width);
         ValueWidth = checked((int)arguments.Value.Width);
-        Group = KeyHeads == 0 ? 1 : Heads / KeyHeads;
+        Group = KeyHeads == 0 || Heads == 0 ? 1 : Heads / KeyHeads;
         CheckOptions();
         CheckBiases();
         CheckSequences();
@@ -76,6 +76,18 @@ internal sealed unsafe class CheckedProblem
 
     /// <summary>Batch items, or packed sequences.</summary>
     public int Sequences { get; }
+
+    /// <summary>Threads that are worth waking: each takes microseconds to wake, so that a small problem stays on the caller's.</summary>
+    public int Threads
+    {
+        get
+        {
+            const double worthThread = 1e6;
+            var multiplications = (double)Batch * Heads * Queries * Keys * (Width + Rank + ValueWidth);
+            var wanted = Arguments.Threads > 0 ? Arguments.Threads : Environment.ProcessorCount;
+            return (int)Math.Min(wanted, 1 + (multiplications / worthThread));
+        }
+    }
 
     /// <summary>Whether sequences are packed into one batch item.</summary>
     public bool IsPacked => Arguments.QueryOffsets != null;
@@ -132,7 +144,7 @@ internal sealed unsafe class CheckedProblem
         RequireMemory(output, "output");
         Require(output.Type == ElementType.Float32, "output", $"The output must be float32 but is {output.Type}.");
         Require(
-            (Batch < 2 || output.BatchStride != 0) && (Heads < 2 || output.HeadStride != 0) && (Queries < 2 || output.RowStride != 0),
+            ValueWidth == 0 || ((Batch < 2 || output.BatchStride != 0) && (Heads < 2 || output.HeadStride != 0) && (Queries < 2 || output.RowStride != 0)),
             "output", "The rows of the output must not share memory: a stride of a dimension longer than one is zero.");
 
         ref readonly var statistics = ref Arguments.Statistics;

@@ -80,10 +80,11 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         }
 
         _firstItem[_unitEnd] = items;
-        Run(items, _problem.Arguments.Threads);
+        Run(items, _problem.Threads);
         return _unitEnd;
     }
 
+    [SkipLocalsInit]
     private void ComputeBlock(in SequenceSlice slice, int unit, int head, long query, int rows)
     {
         var segments = KeySegments.OfItem;
@@ -92,6 +93,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         PackQueries(block);
         var pieces = stackalloc ScorePiece[MostPieces];
         var stripPieces = stackalloc ScorePiece[MostPieces];
+        var sets = stackalloc float*[MostPieces];
         var cursor = (Segment: 0, Key: segments.Count == 0 ? 0 : segments[0].Start);
         while (cursor.Segment < segments.Count)
         {
@@ -99,7 +101,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
             ExpandSet(block, pieces, count);
             for (var row = 0; row < rows; row += MicroKernel.Rows)
             {
-                ComputeStrip(block, row, Math.Min(MicroKernel.Rows, rows - row), pieces, count, stripPieces);
+                ComputeStrip(block, row, Math.Min(MicroKernel.Rows, rows - row), pieces, count, stripPieces, sets);
             }
         }
 
@@ -205,22 +207,25 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         }
     }
 
-    private void ComputeStrip(in Block block, int row, int rows, ScorePiece* tile, int tilePieces, ScorePiece* pieces)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void ComputeStrip(in Block block, int row, int rows, ScorePiece* tile, int tilePieces, ScorePiece* pieces, float** sets)
     {
         var query = block.Query + row;
         var (columns, count) = (0, 0);
-        var sets = stackalloc float*[MostPieces];
         var set = block.Set;
-        for (var i = 0; i < tilePieces; i++, set += tile[i - 1].Columns)
+        for (var i = 0; i < tilePieces; i++)
         {
-            if (TryTrim(block.Slice, query, rows, tile[i], out pieces[count]))
+            ref readonly var whole = ref tile[i];
+            if (TryTrim(block.Slice, query, rows, whole, out pieces[count]))
             {
-                MultiplyKeys(block, row, pieces[count], block.Scores + columns);
-                _scores.Apply(block.Slice, block.Head, pieces[count], query, rows, block.Scores + columns);
-                sets[count] = set + (pieces[count].First - tile[i].First);
-                columns += pieces[count].Columns;
-                count++;
+                ref readonly var piece = ref pieces[count];
+                MultiplyKeys(block, row, piece, block.Scores + columns);
+                _scores.Apply(block.Slice, block.Head, piece, query, rows, block.Scores + columns);
+                sets[count++] = set + (piece.First - whole.First);
+                columns += piece.Columns;
             }
+
+            set += whole.Columns;
         }
 
         if (count == 0)
@@ -260,6 +265,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
     }
 
     /// <summary>Cuts a piece to the keys that a strip sees by position.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private bool TryTrim(in SequenceSlice slice, long query, int rows, in ScorePiece piece, out ScorePiece trimmed)
     {
         trimmed = piece;
@@ -280,6 +286,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         return true;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void MultiplyKeys(in Block block, int row, in ScorePiece piece, float* scores)
     {
         var strip = block.Strips + ((long)row * _packed.Depth);
@@ -295,6 +302,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private void MultiplyValues(in Block block, int row, in ScorePiece piece, int column)
     {
         var (start, end) = (piece.Segment.Start, piece.Segment.End);

@@ -13,6 +13,27 @@ internal static unsafe class MassPerKeyPass
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
+        if (Vector512.IsHardwareAccelerated)
+        {
+            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(arguments, mass, modifier, predicate);
+        }
+        else if (Vector256.IsHardwareAccelerated)
+        {
+            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(arguments, mass, modifier, predicate);
+        }
+        else
+        {
+            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(arguments, mass, modifier, predicate);
+        }
+    }
+
+    /// <summary>As <see cref="Compute{TScore, TMask}"/> with vectors of a given width.</summary>
+    internal static void Compute<TVector, TOps, TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate
+    {
         // Values are not read: whatever is given there is not looked at.
         var problem = new CheckedProblem(arguments with { Value = arguments.Key });
         if (problem.Batch == 0 || problem.Heads == 0 || problem.Keys == 0)
@@ -30,26 +51,6 @@ internal static unsafe class MassPerKeyPass
             throw new ArgumentException("The mass per key of a softmax is found from the log-sum-exp: give the forward pass a place for it and keep it.", nameof(arguments));
         }
 
-        if (Vector512.IsHardwareAccelerated)
-        {
-            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(problem, mass, modifier, predicate);
-        }
-        else if (Vector256.IsHardwareAccelerated)
-        {
-            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(problem, mass, modifier, predicate);
-        }
-        else
-        {
-            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(problem, mass, modifier, predicate);
-        }
-    }
-
-    private static void Compute<TVector, TOps, TScore, TMask>(CheckedProblem problem, float* mass, TScore modifier, TMask predicate)
-        where TVector : struct
-        where TOps : struct, IVectorOperations<TVector>
-        where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate
-    {
         switch (problem.Arguments.Normalizer)
         {
             case Normalizer.ReluOverPosition:

@@ -20,12 +20,6 @@ public sealed class PretrainedModel : IDisposable
     public PretrainedModel(Decoder model, TextTokenizer? tokenizer = null)
     {
         ArgumentNullException.ThrowIfNull(model);
-        if (tokenizer is not null && tokenizer.VocabularySize > model.Configuration.VocabularySize)
-        {
-            throw new ArgumentException(
-                $"The tokenizer has {tokenizer.VocabularySize} tokens and the model only {model.Configuration.VocabularySize}: they do not belong together.", nameof(tokenizer));
-        }
-
         Model = model;
         Tokenizer = tokenizer;
     }

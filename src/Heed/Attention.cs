@@ -56,7 +56,7 @@ public static class Attention
             shape.Check(pass.Request, call.Options);
         }
 
-        var output = (stages & (AttentionStages.Scores | AttentionStages.Weights)) == 0 && passes.Count == 0 && FusedPath.Takes(call.Query)
+        var output = (stages & (AttentionStages.Scores | AttentionStages.Weights)) == 0 && FusedPath.Takes(call.Query)
             ? FusedPath.Compute(shape, call, hooks, passes)
             : PlainAttention.Compute(call, hooks, passes);
         if (stages.HasFlag(AttentionStages.Output))

@@ -1,3 +1,4 @@
+using System.Runtime.Intrinsics;
 using CsCheck;
 using Xunit;
 
@@ -5,12 +6,17 @@ namespace Heed.Kernels.Tests;
 
 public sealed unsafe class BackwardTests
 {
-    [Fact]
-    public void Gradients_of_any_problem_agree_with_the_reference() => ProblemSpec.Any().Sample(AssertAgrees, iter: 300);
+    public static TheoryData<int> Widths => new(128, 256, 512);
+
+    [Theory]
+    [MemberData(nameof(Widths))]
+    public void Gradients_of_any_problem_agree_with_the_reference(int bits) => ProblemSpec.Any().Sample(spec => AssertAgrees(spec, bits), iter: 200);
 
     /// <summary>Several blocks of queries and tiles of keys, with heads wide enough for several panels of columns.</summary>
-    [Fact]
-    public void Gradients_agree_across_tiles() => ProblemSpec.Any(160, 300, 90).Select(spec => spec with { Batch = 1, KeyHeads = 1 }).Sample(AssertAgrees, iter: 25);
+    [Theory]
+    [MemberData(nameof(Widths))]
+    public void Gradients_agree_across_tiles(int bits) =>
+        ProblemSpec.Any(160, 300, 90).Sample(spec => AssertAgrees(spec with { Batch = 1, KeyHeads = 1, QueryBlock = 9 * spec.QueryBlock, KeyBlock = 7 * spec.KeyBlock }, bits), iter: 15);
 
     /// <summary>Long enough for the blocks of queries to be split among units, and for several to share an accumulator.</summary>
     [Theory]
@@ -150,7 +156,7 @@ public sealed unsafe class BackwardTests
         AssertRefused((ref AttentionArguments a, ref AttentionGradients g) => g.AlibiSlopes = a.LogSumExp, "the problem has no slopes");
         AssertRefused((ref AttentionArguments a, ref AttentionGradients g) => g.Bias = new((nint)a.LogSumExp, 0, 0, 7, 1), "the dense bias is asked for, but the problem has none");
         AssertRefused((ref AttentionArguments a, ref AttentionGradients g) => g.KeyBias = a.KeyBias with { HeadStride = 3 }, "needs the strides of the bias");
-        AssertRefused((ref AttentionArguments a, ref AttentionGradients g) => g.LowRankKey = g.Key, "the problem has no low-rank bias", width: 0);
+        AssertRefused((ref AttentionArguments _, ref AttentionGradients g) => g.LowRankKey = g.Key with { Width = 0 }, "the problem has no low-rank bias");
         AssertRefused(
             (ref AttentionArguments a, ref AttentionGradients g) =>
             {
@@ -165,9 +171,9 @@ public sealed unsafe class BackwardTests
 
     private static ProblemSpec Long => new() { Queries = 1100, Keys = 40, Width = 6, ValueWidth = 5, Batch = 1, KeyHeads = 1, Group = 2, Seed = 5 };
 
-    private static void AssertRefused(Spoil spoil, string sentence, int width = 4)
+    private static void AssertRefused(Spoil spoil, string sentence)
     {
-        using var problem = new AttentionProblem(new ProblemSpec { KeyBias = Repeats.None, Width = width });
+        using var problem = new AttentionProblem(new ProblemSpec { KeyBias = Repeats.None });
         problem.WantGradients();
         spoil(ref problem.Arguments, ref problem.Gradients);
         Assert.Contains(sentence, Assert.ThrowsAny<ArgumentException>(problem.Backward).Message);
@@ -203,14 +209,41 @@ public sealed unsafe class BackwardTests
         return [.. numbers];
     }
 
-    private static void AssertAgrees(ProblemSpec spec)
+    private static void AssertAgrees(ProblemSpec spec, int bits = 0)
     {
         using var problem = new AttentionProblem(spec);
         problem.WantGradients();
         problem.Arguments.Threads = 1 + (spec.Seed % 3);
         problem.Forward();
-        problem.Backward();
+        problem.Call(new BackwardAtWidth(bits));
         problem.AssertGradients(problem.ReferenceGradients(problem.Reference()));
         problem.AssertNothingElseWritten();
+    }
+
+    /// <summary>The backward pass at a chosen width of vectors; 0: that of the hardware.</summary>
+    private sealed class BackwardAtWidth(int bits) : IProblemCall<bool>
+    {
+        public bool Run<TScore, TMask>(AttentionProblem problem, TScore modifier, TMask predicate)
+            where TScore : struct, IScoreModifier
+            where TMask : struct, IMaskPredicate
+        {
+            switch (bits)
+            {
+                case 128:
+                    BackwardAttention.Compute<Vector128<float>, Vector128Operations, TScore, TMask>(problem.Arguments, problem.Gradients, modifier, predicate);
+                    break;
+                case 256:
+                    BackwardAttention.Compute<Vector256<float>, Vector256Operations, TScore, TMask>(problem.Arguments, problem.Gradients, modifier, predicate);
+                    break;
+                case 512:
+                    BackwardAttention.Compute<Vector512<float>, Vector512Operations, TScore, TMask>(problem.Arguments, problem.Gradients, modifier, predicate);
+                    break;
+                default:
+                    FusedAttention.Backward(problem.Arguments, problem.Gradients, modifier, predicate);
+                    break;
+            }
+
+            return true;
+        }
     }
 }

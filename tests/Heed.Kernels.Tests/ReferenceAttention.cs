@@ -179,7 +179,7 @@ internal sealed unsafe class ReferenceAttention
                 deltaError += 2 * Unit * Math.Abs(logSumExpGradient[row]);
             }
 
-            if (n.Sinks is not null && SinkWeights[row] > 0)
+            if (n.Sinks is not null && SinkWeights[row] != 0)
             {
                 g.Sinks.Value[h] -= SinkWeights[row] * delta;
                 g.Sinks.Bound[h] += SinkWeights[row] * (deltaError + (Math.Abs(delta) * (_averageError[row] + SumError(n.Keys) + SumError(n.Batch * n.Queries))));
@@ -217,7 +217,8 @@ internal sealed unsafe class ReferenceAttention
                     case Normalizer.ReluOverPosition:
                         var slope = 1.0 / n.ReluCount(place);
                         final = pair.Score > 0 ? product * slope : 0;
-                        finalError = ((productError + (4 * Unit * Math.Abs(product))) * slope) + (Math.Abs(pair.Score) <= pair.Error ? Math.Abs(product) * slope : 0);
+                        finalError = pair.Score < -pair.Error ? 0
+                            : ((productError + (4 * Unit * Math.Abs(product))) * slope) + (Math.Abs(pair.Score) <= pair.Error ? Math.Abs(product) * slope : 0);
                         break;
                     default:
                         final = product * weight * (1 - weight);

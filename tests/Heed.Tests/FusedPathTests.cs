@@ -1,4 +1,7 @@
 using CsCheck;
+using Heed.Biases;
+using Heed.Kernels;
+using Heed.Probes;
 using Xunit;
 using static TorchSharp.torch;
 
@@ -42,6 +45,140 @@ public sealed class FusedPathTests
             Compare(exact[name], rounded[name], found[name], call, $"gradient of {name}", name == "slopes" ? distances : 1);
         }
     }, iter: 200);
+
+    [Fact]
+    public void Statistics_of_any_call_equal_those_of_its_map_in_float64() => Gen.Int.Sample(seed =>
+    {
+        using var scope = NewDisposeScope();
+        using var call = new RandomCall(seed);
+        if (call.Options.Normalizer != Normalizer.Softmax)
+        {
+            return;
+        }
+
+        using var generator = new Generator((ulong)(uint)seed);
+        var site = new AttentionSite(0, AttentionKind.Self, "site");
+        using var set = rand([1 + (seed & 1) * (call.Batch - 1), call.Keys], generator: generator) < 0.3;
+        var request = new AttentionStatisticsRequest { Entropy = true, Maximum = true, MeanDistance = true, KeySet = set, TopCount = 1 + (seed & 7), MassPerKey = true };
+        using var probe = new AttentionStatisticsProbe(request);
+        using var exactProbe = new AttentionStatisticsProbe(request);
+        using var roundedProbe = new AttentionStatisticsProbe(request);
+        Observe(probe, call.Inputs(t => t, out var options), options, fused: true);
+        Observe(exactProbe, call.Inputs(t => t.to(float64), out options), options, fused: false);
+        Observe(roundedProbe, call.Inputs(t => t, out options), options, fused: false);
+        var (found, exact, rounded) = (probe[site], exactProbe[site], roundedProbe[site]);
+        var distances = call.Keys + call.Queries;
+        Compare(exact.Entropy!.to(float64), rounded.Entropy!, found.Entropy!, call, "entropy");
+        Compare(exact.Maximum!.to(float64), rounded.Maximum!, found.Maximum!, call, "maximum");
+        Compare(exact.MeanDistance!.to(float64), rounded.MeanDistance!, found.MeanDistance!, call, "mean distance", distances);
+        Compare(exact.SetMass!.to(float64), rounded.SetMass!, found.SetMass!, call, "mass on the set");
+        Compare(exact.TopWeights!.to(float64), rounded.TopWeights!, found.TopWeights!, call, "top weights");
+        Compare(exact.MassPerKey!.to(float64), rounded.MassPerKey!, found.MassPerKey!, call, "mass per key", call.Queries);
+        Compare(Finite(exact.LogSumExp!.to(float64)), Finite(rounded.LogSumExp!), Finite(found.LogSumExp!), call, "log-sum-exp");
+
+        // Keys may swap where weights are equal but for rounding: the weight at the key is what counts.
+        var map = new AttentionCall(site, call.Query.to(float64), call.Key.to(float64), call.Value, call.Options).Weights(null);
+        var places = cat([found.MaximumKey!.unsqueeze(-1), found.TopKeys!], -1).to(int64);
+        var atPlaces = map.gather(-1, places.clamp(min: 0)).masked_fill(places.lt(0), 0);
+        var largest = cat([exact.Maximum!.unsqueeze(-1), exact.TopWeights!], -1).to(float64);
+        Compare(largest, largest.to(float32), atPlaces, call, "weights at the keys of the largest", 8);
+
+        void Observe(AttentionStatisticsProbe observer, Dictionary<string, Tensor> inputs, AttentionOptions choice, bool fused)
+        {
+            var hooks = new AttentionHooks();
+            hooks.Install(observer);
+            var attention = new AttentionCall(site, inputs["query"], inputs["key"], inputs["value"], choice);
+            if (fused)
+            {
+                Attention.Compute(inputs["query"], inputs["key"], inputs["value"], choice, site, hooks);
+            }
+            else
+            {
+                PlainAttention.Compute(attention, hooks, ObserverStages.Requests(site, hooks));
+            }
+        }
+
+        static Tensor Finite(Tensor values) => values.masked_fill(values.isinf(), -1e3);
+    }, iter: 150);
+
+    [Fact]
+    public void Gradients_of_gradients_equal_those_of_the_plain_form()
+    {
+        using var scope = NewDisposeScope();
+        foreach (var seed in new[] { 1, 2, 3, 4, 5, 6, 7, 8 })
+        {
+            using var call = new RandomCall(seed);
+            var found = Second((inputs, options) => Attention.Compute(inputs["query"], inputs["key"], inputs["value"], options));
+            foreach (var (name, expected) in Second(Plain))
+            {
+                Assertions.Close(expected, found[name], 2e-3, $"second gradient of {name} of {call}");
+            }
+
+            Dictionary<string, Tensor> Second(Func<Dictionary<string, Tensor>, AttentionOptions, Tensor> compute)
+            {
+                var inputs = call.Inputs(t => t.detach().requires_grad_(), out var options);
+                var first = autograd.grad([compute(inputs, options).pow(2).sum()], [inputs["query"], inputs["value"]], retain_graph: true, create_graph: true);
+                (first[0].pow(2).sum() + first[1].sum()).backward();
+                return inputs.Where(input => input.Value.grad is not null).ToDictionary(input => input.Key, input => input.Value.grad!);
+            }
+        }
+    }
+
+    [Theory]
+    [InlineData(ScalarType.BFloat16, 40)]
+    [InlineData(ScalarType.BFloat16, 3)]
+    [InlineData(ScalarType.Float16, 40)]
+    public void Half_precision_has_the_same_meaning(ScalarType type, int length)
+    {
+        using var scope = NewDisposeScope();
+        var (q, k, v) = (randn(2, 4, length, 16).to(type), randn(2, 2, length, 16).to(type), randn(2, 2, length, 16).to(type));
+        var sinks = randn(4).to(type);
+        foreach (var options in new[]
+        {
+            AttentionOptions.Default, AttentionOptions.CausalSelf, new() { WindowBefore = 3 }, new() { Sinks = sinks, Scale = 0.4 },
+            new() { Gate = randn(1, 4, 1, 16).to(type) }, new() { Biases = [new AlibiBias(sinks)] },
+        })
+        {
+            var leaves = new[] { q, k, v }.Select(t => t.detach().requires_grad_()).ToArray();
+            var wide = new[] { q, k, v }.Select(t => t.to(float64).requires_grad_()).ToArray();
+            var output = Attention.Compute(leaves[0], leaves[1], leaves[2], options);
+            var expected = Attention.Compute(wide[0], wide[1], wide[2], options);
+            Assert.Equal(type, output.dtype);
+            var unit = type == ScalarType.BFloat16 ? 1.0 / 256 : 1.0 / 2048;
+            Assertions.Close(expected, output, 4 * unit, $"{type} output");
+            output.sum().backward();
+            expected.sum().backward();
+            for (var i = 0; i < 3; i++)
+            {
+                Assert.Equal(type, leaves[i].grad!.dtype);
+                Assertions.Close(wide[i].grad!, leaves[i].grad!, 16 * unit, $"{type} gradient {i}");
+            }
+        }
+    }
+
+    [Fact]
+    public void The_number_of_threads_changes_no_bit()
+    {
+        using var scope = NewDisposeScope();
+        foreach (var seed in Enumerable.Range(1, 20))
+        {
+            using var call = new RandomCall(seed);
+            var results = new[] { 1, 2, 3, 7 }.Select(threads =>
+            {
+                var inputs = call.Inputs(t => t.detach().requires_grad_(), out var options);
+                var output = Attention.Compute(inputs["query"], inputs["key"], inputs["value"], options with { Threads = threads });
+                output.pow(2).sum().backward();
+                return inputs.Values.Select(input => input.grad).Append(output).ToArray();
+            }).ToArray();
+            foreach (var other in results.Skip(1))
+            {
+                foreach (var (one, two) in results[0].Zip(other))
+                {
+                    Assert.True((one is null) == (two is null) && (one is null || one.Equals(two!)), $"{call}");
+                }
+            }
+        }
+    }
 
     [Fact]
     public void The_output_lies_in_memory_as_the_query_does()

@@ -33,6 +33,9 @@ internal unsafe interface IVectorOperations<TVector>
     /// <summary>Loads bfloat16 values and widens them.</summary>
     static abstract TVector LoadBFloat16(ushort* source);
 
+    /// <summary>Asks for a cache line that will be read soon; any address will do.</summary>
+    static abstract void Prefetch(float* address);
+
     static abstract TVector Add(TVector left, TVector right);
 
     static abstract TVector Subtract(TVector left, TVector right);

@@ -30,6 +30,9 @@ internal readonly unsafe struct Vector256Operations : IVectorOperations<Vector25
     public static Vector256<float> LoadBFloat16(ushort* source) => (Vector256.WidenLower(Vector256.Create(Vector128.Load(source), default)) << 16).AsSingle();
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Prefetch(float* address) => Vector128Operations.Prefetch(address);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector256<float> Add(Vector256<float> left, Vector256<float> right) => left + right;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -31,6 +31,9 @@ internal readonly unsafe struct Vector512Operations : IVectorOperations<Vector51
     public static Vector512<float> LoadBFloat16(ushort* source) => (Vector512.WidenLower(Vector512.Create(Vector256.Load(source), default)) << 16).AsSingle();
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Prefetch(float* address) => Vector128Operations.Prefetch(address);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector512<float> Add(Vector512<float> left, Vector512<float> right) => left + right;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

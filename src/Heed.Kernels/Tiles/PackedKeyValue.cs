@@ -80,7 +80,7 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
         _firstChunk[unit] = chunks;
         _memory = Workspace.OfCall.Take(floats);
         _wave = first;
-        Run(chunks, _problem.Arguments.Threads);
+        Run(chunks, _problem.Threads);
         return unit;
     }
 

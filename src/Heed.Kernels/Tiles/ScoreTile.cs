@@ -24,12 +24,12 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
     private readonly TMask _predicate = predicate;
 
     /// <summary>Whether scores change beside being masked.</summary>
-    public bool Changes => _problem.Arguments.Softcap > 0 || HasBias || _problem.Arguments.BlockMask?.Biases is not null || typeof(TScore) != typeof(UnmodifiedScore);
+    public bool Changes { get; } =
+        problem.Arguments.Softcap > 0 || problem.Arguments.Bias.IsGiven || problem.Arguments.KeyBias.IsGiven || problem.Arguments.AlibiSlopes != null
+        || problem.Arguments.BlockMask?.Biases is not null || typeof(TScore) != typeof(UnmodifiedScore);
 
     /// <summary>Whether a mask predicate decides pairs.</summary>
     public static bool Asks => typeof(TMask) != typeof(AllPairs);
-
-    private bool HasBias => _problem.Arguments.Bias.IsGiven || _problem.Arguments.KeyBias.IsGiven || _problem.Arguments.AlibiSlopes != null;
 
     /// <summary>Whether a piece may hold pairs that do not exist: those are minus infinity after <see cref="Apply"/>.</summary>
     public bool MayMask(in SequenceSlice slice, in ScorePiece piece, long query, int rows) =>
@@ -267,6 +267,7 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         // Keys past the sequence may lie past the end of the bias: the last vector is then read element by element.
         var safe = (int)Math.Clamp((slice.KeyLength - piece.First) / TOps.Lanes * TOps.Lanes, 0, piece.Columns);
         var rest = (int)Math.Clamp(slice.KeyLength - piece.First, 0, piece.Columns);
+        var ahead = (nint)(rows * bias.QueryStride);
         for (var row = 0; row < rows; row++)
         {
             if (bias.KeyStride == 0)
@@ -277,6 +278,8 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
             {
                 for (var column = 0; column < safe; column += TOps.Lanes)
                 {
+                    // The rows of the next strip lie in other pages, where the hardware does not look ahead.
+                    TOps.Prefetch(source + column + ahead);
                     var addend = TOps.Load(source + column);
                     TOps.Store(TOps.Select(TOps.LessThan(addend, lowest), absent, TOps.Add(TOps.Load(scores + column), addend)), scores + column);
                 }

@@ -72,8 +72,11 @@ public sealed class GoldenCase : IDisposable
     /// <exception cref="InvalidDataException">The case lacks it.</exception>
     public Tensor Read(string name) => Has(name) ? _reader.Read(name) : throw new InvalidDataException($"The case lacks the tensor '{name}'.");
 
+    /// <summary>Whether the configuration has a member that is not null.</summary>
+    public bool HasOption(string key) => _configuration.ValueKind == JsonValueKind.Object && _configuration.TryGetProperty(key, out var found) && found.ValueKind != JsonValueKind.Null;
+
     /// <summary>A whole number of the configuration.</summary>
-    public int Integer(string key) => Member(key, JsonValueKind.Number).GetInt32();
+    public int Integer(string key, int? absent = null) => absent is { } value && !HasOption(key) ? value : Member(key, JsonValueKind.Number).GetInt32();
 
     /// <summary>A number of the configuration.</summary>
     public double Number(string key, double? absent = null) => absent is { } value && !HasOption(key) ? value : Member(key, JsonValueKind.Number).GetDouble();
@@ -96,8 +99,6 @@ public sealed class GoldenCase : IDisposable
 
     /// <inheritdoc/>
     public void Dispose() => _reader.Dispose();
-
-    private bool HasOption(string key) => _configuration.ValueKind == JsonValueKind.Object && _configuration.TryGetProperty(key, out var found) && found.ValueKind != JsonValueKind.Null;
 
     private JsonElement Member(string key, params JsonValueKind[] kinds) =>
         HasOption(key) && _configuration.GetProperty(key) is var member && kinds.Contains(member.ValueKind) ? member

@@ -48,8 +48,10 @@ public sealed class GoldenRun : IDisposable
     }
 
     /// <summary>Loads the case's parameters into a module of the same parameter names. The run disposes the module, after gradients went through it.</summary>
+    /// <param name="module">The module.</param>
+    /// <param name="tied">Names under which the case may repeat a parameter of the module, with that parameter's name; null: none.</param>
     /// <exception cref="InvalidDataException">A parameter is missing, superfluous or of another shape.</exception>
-    public void Load(nn.Module module)
+    public void Load(nn.Module module, IReadOnlyDictionary<string, string>? tied = null)
     {
         ArgumentNullException.ThrowIfNull(module);
         const string Prefix = "param.";
@@ -65,7 +67,7 @@ public sealed class GoldenRun : IDisposable
         using var quiet = no_grad();
         foreach (var name in given)
         {
-            if (!wanted.TryGetValue(name, out var parameter))
+            if (!wanted.TryGetValue(tied?.GetValueOrDefault(name) ?? name, out var parameter))
             {
                 throw new InvalidDataException($"The module has no parameter '{name}'.");
             }

@@ -1,5 +1,3 @@
-using System.Reflection;
-using System.Runtime.InteropServices;
 using Heed.Lab.Verification.Operations;
 using static TorchSharp.torch;
 
@@ -65,8 +63,7 @@ public static class GoldenVerifier
             run.Finish();
             return new GoldenResult(name, operation, run.Worst.IsWithin, run.Worst.Error, run.Worst.Tolerance, $"worst: {run.Worst.Name}");
         }
-        catch (Exception error) when (error is IOException or InvalidDataException or ArgumentException or InvalidOperationException or NotSupportedException
-            or KeyNotFoundException or UnauthorizedAccessException or ExternalException or TargetInvocationException or FormatException)
+        catch (Exception error) when (error is not (DllNotFoundException or TypeInitializationException or OutOfMemoryException))
         {
             return new GoldenResult(name, operation, false, null, null, error.Message.ReplaceLineEndings(" "));
         }

@@ -14,6 +14,7 @@ internal sealed class BytePairTokenizer : TextTokenizer
     private readonly Dictionary<int, string> _texts;
     private readonly Dictionary<int, AddedToken> _addedById;
     private readonly AddedToken[] _added;
+    private readonly HashSet<int> _characters;
     private readonly int[]? _byteTokens;
     private readonly int? _unknown;
 
@@ -42,6 +43,8 @@ internal sealed class BytePairTokenizer : TextTokenizer
         // Longest first, so that the longest of several that start at one place wins.
         _added = [.. definition.Added.Where(token => token.Content.Length > 0).OrderByDescending(token => token.Content.Length)];
         VocabularySize = Math.Max(_texts.Keys.DefaultIfEmpty(-1).Max(), _addedById.Keys.DefaultIfEmpty(-1).Max()) + 1;
+        _characters = [.. definition.Vocabulary.Keys
+            .Where(token => token.Length > 0 && Rune.TryGetRuneAt(token, 0, out var rune) && rune.Utf16SequenceLength == token.Length).Select(token => Rune.GetRuneAt(token, 0).Value)];
         _unknown = definition.UnknownToken is { } unknown ? Id(unknown) : null;
         if (definition.ByteFallback)
         {
@@ -136,9 +139,12 @@ internal sealed class BytePairTokenizer : TextTokenizer
     protected override void Encode(string text, ICollection<TextToken> tokens)
     {
         var at = 0;
+        // Where each added token occurs next: a text of many such tokens is searched once for each of them, not once for each occurrence.
+        var next = new int[_added.Length];
+        Array.Fill(next, -1);
         while (at < text.Length)
         {
-            var (found, start, end) = NextAdded(text, at);
+            var (found, start, end) = NextAdded(text, at, next);
             if (start > at)
             {
                 EncodeSection(text, at, start - at, tokens);
@@ -160,20 +166,20 @@ internal sealed class BytePairTokenizer : TextTokenizer
         && byte.TryParse(token.AsSpan(3, 2), NumberStyles.HexNumber, CultureInfo.InvariantCulture, out var value) ? value : null;
 
     /// <summary>The next added token at or after a place, and the range it takes; without one, the end of the text.</summary>
-    private (AddedToken? Token, int Start, int End) NextAdded(string text, int from)
+    private (AddedToken? Token, int Start, int End) NextAdded(string text, int from, int[] next)
     {
         AddedToken? best = null;
         var at = text.Length;
-        foreach (var token in _added)
+        for (var i = 0; i < _added.Length; i++)
         {
-            for (var index = text.IndexOf(token.Content, from, StringComparison.Ordinal); index >= 0 && index < at;
-                index = text.IndexOf(token.Content, index + 1, StringComparison.Ordinal))
+            if (next[i] < from)
             {
-                if (!token.SingleWord || (IsBoundary(text, index - 1) && IsBoundary(text, index + token.Content.Length)))
-                {
-                    (best, at) = (token, index);
-                    break;
-                }
+                next[i] = Find(text, _added[i], from);
+            }
+
+            if (next[i] < at)
+            {
+                (best, at) = (_added[i], next[i]);
             }
         }
 
@@ -194,6 +200,20 @@ internal sealed class BytePairTokenizer : TextTokenizer
         }
 
         return (best, start, end);
+    }
+
+    /// <summary>The first occurrence of an added token; the text's length where there is none.</summary>
+    private static int Find(string text, AddedToken token, int from)
+    {
+        for (var index = from; (index = text.IndexOf(token.Content, index, StringComparison.Ordinal)) >= 0; index++)
+        {
+            if (!token.SingleWord || (IsBoundary(text, index - 1) && IsBoundary(text, index + token.Content.Length)))
+            {
+                return index;
+            }
+        }
+
+        return text.Length;
     }
 
     private static bool IsBoundary(string text, int index) => index < 0 || index >= text.Length || !(char.IsLetterOrDigit(text[index]) || text[index] == '_');
@@ -262,7 +282,7 @@ internal sealed class BytePairTokenizer : TextTokenizer
         while (at < piece.Text.Length)
         {
             Rune.DecodeFromUtf16(piece.Text.AsSpan(at), out var rune, out var consumed);
-            if (_definition.Vocabulary.ContainsKey(piece.Text.Substring(at, consumed)))
+            if (_characters.Contains(rune.Value))
             {
                 at += consumed;
                 continue;

@@ -35,6 +35,21 @@ public class TextGeneratorTests
     }
 
     [Fact]
+    public void AHalfPrecisionCacheTakesHalfTheMemory()
+    {
+        using var model = new Decoder(SmallModels.Llama, seed: 8);
+        var generator = new TextGenerator(model);
+        var options = new GenerationOptions { Temperature = 0, MaximumTokens = 12, StopTokenIds = [] };
+
+        var full = generator.Generate(Prompt, options);
+        var half = generator.Generate(Prompt, options with { CacheType = ScalarType.BFloat16 });
+
+        Assert.Equal(full.CacheBytes, 2 * half.CacheBytes);
+        Assert.Equal(12, half.Ids.Count);
+        Assert.Equal(full.Ids[0], half.Ids[0]);
+    }
+
+    [Fact]
     public void ASeedDecidesTheTokens()
     {
         using var model = new Decoder(SmallModels.Llama, seed: 8);

@@ -25,7 +25,7 @@ internal sealed class CheckpointLogits : GoldenOperation
         using (pretrained.Model.Hooks.Install(probe))
         {
             using var quiet = no_grad();
-            run.Output("logits", pretrained.Model.forward(run.Input("input_ids")));
+            run.Output("logits", pretrained.Model.forward(run.Input("input_ids").to(int64)));
         }
 
         foreach (var site in probe.Sites)

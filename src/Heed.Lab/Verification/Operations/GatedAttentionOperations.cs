@@ -21,11 +21,11 @@ internal sealed class Qwen3GatedAttention : GoldenOperation
             GatedAttentionCases.Shape(golden) with
             {
                 Gate = gate,
-                QueryKeyNorm = golden.Flag("use_qk_norm"),
-                QueryKeyValueBias = golden.Flag("qkv_bias"),
-                OutputBias = golden.Flag("qkv_bias"),
+                QueryKeyNorm = golden.Flag("use_qk_norm", true),
+                QueryKeyValueBias = golden.Flag("qkv_bias", false),
+                OutputBias = golden.Flag("qkv_bias", false),
             });
-        var rotary = new RotaryEmbedding(golden.Integer("head_dim"), golden.Number("rope_theta"));
+        var rotary = new RotaryEmbedding(golden.Integer("head_dim"), golden.Number("rope_theta", 10000));
         GatedAttentionCases.Run(run, module, rotary.Tables(run.Input("position_ids"), run.Type));
     }
 }
@@ -74,22 +74,23 @@ internal sealed class Qwen3ForCausalLM : GoldenOperation
             IntermediateSize = golden.Integer("intermediate_size"),
             Layers = golden.Integer("num_layers"),
             Heads = golden.Integer("num_heads"),
-            KeyValueHeads = golden.Integer("num_kv_heads"),
-            HeadWidth = golden.Integer("head_dim"),
-            NormEpsilon = golden.Number("rms_norm_eps"),
-            RotaryTheta = golden.Number("rope_theta"),
-            TieEmbeddings = golden.Flag("tie_word_embeddings"),
-            QueryKeyNorm = golden.Flag("use_qk_norm"),
-            QueryKeyValueBias = golden.Flag("qkv_bias"),
-            OutputBias = golden.Flag("qkv_bias"),
+            KeyValueHeads = golden.Integer("num_kv_heads", 0),
+            HeadWidth = golden.Integer("head_dim", 0),
+            NormEpsilon = golden.Number("rms_norm_eps", 1e-6),
+            RotaryTheta = golden.Number("rope_theta", 10000),
+            TieEmbeddings = golden.Flag("tie_word_embeddings", false),
+            QueryKeyNorm = golden.Flag("use_qk_norm", true),
+            QueryKeyValueBias = golden.Flag("qkv_bias", false),
+            OutputBias = golden.Flag("qkv_bias", false),
             OutputGate = golden.Choice("gate", "none", ("none", OutputGate.None), ("headwise", OutputGate.Headwise), ("elementwise", OutputGate.Elementwise)),
         });
-        run.Load(model);
+        // Other code may list a tied weight under both of its names.
+        run.Load(model, model.Configuration.TieEmbeddings ? new Dictionary<string, string> { ["lm_head.weight"] = "model.embed_tokens.weight" } : null);
         using var probe = new AttentionMapProbe();
         var hidden = new List<Tensor>();
         using (model.Hooks.Install(probe))
         {
-            run.Output("logits", model.forward(run.Input("input_ids"), cache: null, hidden));
+            run.Output("logits", model.forward(run.Input("input_ids").to(int64), cache: null, hidden));
         }
 
         var states = stack(hidden);
@@ -128,12 +129,15 @@ internal sealed class SinkStatistics : GoldenOperation
         run.Output("mean_abs_after", gate.MeanAfter);
         foreach (var name in golden.Names.Where(name => name.StartsWith(SparsityPrefix, StringComparison.Ordinal)))
         {
-            // The tensor's name says the threshold, with an underscore for the minus sign; where it does not, the configuration does.
-            var word = name[SparsityPrefix.Length..].Replace('_', '-');
-            var threshold = double.TryParse(word, NumberStyles.Float, CultureInfo.InvariantCulture, out var named) ? named : golden.Number("threshold");
-            run.Output(name["out.".Length..], GateStatistics.SparsityAfter(scores, output, threshold));
+            run.Output(name["out.".Length..], GateStatistics.SparsityAfter(scores, output, Threshold(golden, name)));
         }
     }
+
+    // The configuration's threshold; where there is none, the tensor's name says it, with an underscore for the minus sign.
+    private static double Threshold(GoldenCase golden, string name) =>
+        golden.HasOption("threshold") ? golden.Number("threshold")
+        : double.TryParse(name[SparsityPrefix.Length..].Replace('_', '-'), NumberStyles.Float, CultureInfo.InvariantCulture, out var named) ? named
+        : throw new InvalidDataException($"Neither the config nor the name of '{name}' says the threshold.");
 }
 
 /// <summary>What the cases of single attention modules share.</summary>
@@ -143,10 +147,10 @@ internal static class GatedAttentionCases
     {
         Width = golden.Integer("dim"),
         Heads = golden.Integer("num_heads"),
-        KeyValueHeads = golden.Integer("num_kv_heads"),
-        HeadWidth = golden.Integer("head_dim"),
+        KeyValueHeads = golden.Integer("num_kv_heads", 0),
+        HeadWidth = golden.Integer("head_dim", 0),
         NormEpsilon = golden.Number("rms_norm_eps", 1e-6),
-        Attention = golden.Flag("causal") ? AttentionOptions.CausalSelf : AttentionOptions.Default,
+        Attention = golden.Flag("causal", true) ? AttentionOptions.CausalSelf : AttentionOptions.Default,
     };
 
     public static void Run(GoldenRun run, GatedAttention module, RotaryTables? rotary)

@@ -6,6 +6,7 @@ namespace Heed.Kernels;
 
 /// <summary>The chunks of <see cref="DecodingLoop"/>, for one width of vectors. A chunk is walked in stretches of keys: scores, exponentials with a running
 /// maximum, and the weighted sum of the values, each while the stretch is in the nearest cache.</summary>
+/// <remarks>Loops are compiled in full from the first call: an unoptimised first tier, in programs with tiered compilation, would be a thousand times slower.</remarks>
 internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     where TVector : struct
     where TOps : struct, IVectorOperations<TVector>
@@ -166,6 +167,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     private static nint RowsAhead(int bytesOfRow) => (BytesAhead + bytesOfRow - 1) / bytesOfRow;
 
     /// <summary>The scaled queries of a group's heads, padded with zeros to whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private void LoadQueries(long batch, long head, float* query, int width)
     {
         ref readonly var a = ref Problem.Arguments;
@@ -200,6 +202,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     /// <summary>Rows as float32, padded with zeros.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void Copy<TElement>(byte* source, nint sourceStride, float* destination, int stride, int width, int count)
         where TElement : struct, IElement
     {
@@ -342,6 +345,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
 
     /// <summary>Turns the products of a row and a stretch into exponentials relative to the row's maximum, and counts them into its sum.</summary>
     /// <returns>What the row's output so far has to be multiplied with.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private float Exponentials(
         float* scores, long batch, long head, long query, long at, int count, long first, long last, long position, ref float maximum, ref float sum)
     {
@@ -407,6 +411,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         return factor;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void Cap(float* scores, int padded, float softcap)
     {
         var (cap, inverse) = (TOps.Create(softcap), TOps.Create(1 / softcap));
@@ -416,6 +421,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void AddDistance(float* scores, int padded, float slope, long offset)
     {
         var (negative, start) = (TOps.Create(-slope), TOps.Create(offset));
@@ -426,6 +432,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void AddBias(float* scores, float* bias, long stride, int from, int to)
     {
         for (var j = from; j < to; j++)
@@ -436,6 +443,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private void Rescale(float* output, float factor)
     {
         var by = TOps.Create(factor);

@@ -1,6 +1,10 @@
-using Heed.Interop;
-using TorchSharp;
-NativeLibraries.Load();
-var t = torch.randn(1000, 1000); var s = System.Diagnostics.Stopwatch.StartNew();
-for (int i = 0; i < 20; i++) { t.mm(t).Dispose(); }
-Console.WriteLine(20 * 2e9 / s.Elapsed.TotalSeconds / 1e9 + " GFLOP/s " + NativeLibraries.LibTorchSharpPath + torch.get_num_threads());
+namespace Heed.Cli;
+
+internal static class Program
+{
+    public static async Task<int> Main(string[] arguments)
+    {
+        using var interruption = new Interruption();
+        return await HeedCommand.RunAsync(arguments, Console.Out, Console.Error, interruption.Token);
+    }
+}

@@ -12,18 +12,18 @@ internal static unsafe class DecodingAttention
     /// <summary>Most queries of a call that counts as decoding.</summary>
     public const int MostQueries = 16;
 
-    /// <summary>Computes a call, already validated, if it is one of decoding.</summary>
+    /// <summary>Computes a problem, its output checked too, if it is one of decoding.</summary>
     /// <returns>False, with nothing done, when the call is for the tiled kernel.</returns>
-    public static bool TryForward<TScore, TMask>(in AttentionArguments arguments)
+    public static bool TryForward<TScore, TMask>(CheckedProblem problem)
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
-        if (typeof(TScore) != typeof(UnmodifiedScore) || typeof(TMask) != typeof(AllPairs) || !Fits(arguments))
+        if (typeof(TScore) != typeof(UnmodifiedScore) || typeof(TMask) != typeof(AllPairs) || !Fits(problem.Arguments))
         {
             return false;
         }
 
-        DecodingLoop.Compute(arguments);
+        DecodingLoop.Compute(problem);
         return true;
     }
 

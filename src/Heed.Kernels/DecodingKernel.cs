@@ -1,4 +1,6 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 
 namespace Heed.Kernels;
 
@@ -8,13 +10,19 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     where TVector : struct
     where TOps : struct, IVectorOperations<TVector>
 {
-    private const int Stretch = 64;
+    private const int Stretch = 256;
+
+    // A stretch that is copied stays in the first-level cache between the copy and its uses.
+    private const int CopiedStretch = 64;
+
+    // How many bytes ahead of a load memory is asked: some hundred cycles at the bandwidth of one core.
+    private const int BytesAhead = 8192;
 
     // Minus zero stands for the weight of a pair that a bias took away: unlike one that is merely too small, it must not meet its value.
     private const int AbsentBits = int.MinValue;
 
-    // Converting pays where more rows than this read the converted numbers again.
-    private const int MostRowsConverting = 2;
+    // With more rows than this, a copy of the stretch, converted, pays: memory is read once in order, whatever order the products take.
+    private const int MostRowsStreaming = 2;
 
     [ThreadStatic]
     private static DecodingKernel<TVector, TOps>? t_ofThread;
@@ -25,7 +33,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     /// <inheritdoc/>
     protected override void Run(int item)
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         switch (a.Key.Type)
         {
             case ElementType.Float32:
@@ -43,7 +51,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     private void RunWithKeys<TKey>(int item)
         where TKey : struct, IElement
     {
-        switch (Arguments.Value.Type)
+        switch (Problem.Arguments.Value.Type)
         {
             case ElementType.Float32:
                 RunChunk<TKey, Float32Element>(item);
@@ -61,11 +69,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         where TKey : struct, IElement
         where TValue : struct, IElement
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         var rows = Rows;
-        var queries = (int)a.Query.Length;
-        var head = item / Chunks % a.Key.Heads;
-        var batch = item / Chunks / a.Key.Heads;
+        var queries = Problem.Queries;
+        var head = item / Chunks % Problem.KeyHeads;
+        var batch = item / Chunks / Problem.KeyHeads;
+        var slice = Problem.Sequence(batch);
         var output = PartialOutput + ((long)item * rows * OutputStride);
         var maximum = PartialMaximum + ((long)item * rows);
         var sum = PartialSum + ((long)item * rows);
@@ -79,9 +88,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         var position = stackalloc long[queries];
         for (var i = 0; i < queries; i++)
         {
-            (position[i], first[i], last[i]) = KeysOf(batch, i);
-            first[i] = Math.Max(first[i], chunkStart);
-            last[i] = Math.Min(last[i], chunkStart + Chunk);
+            position[i] = i + slice.Shift;
+            first[i] = Math.Max(Problem.FirstKey(slice, i), chunkStart);
+            last[i] = i < slice.QueryLength ? Math.Min(Problem.EndKey(slice, i), chunkStart + Chunk) : 0;
             if (first[i] < last[i])
             {
                 start = Math.Min(start, first[i]);
@@ -95,37 +104,38 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
 
         new Span<float>(output, rows * OutputStride).Clear();
-        var width = checked((int)Workspace.Lines(a.Query.Width));
-        var copyKeys = a.Query.Width % TOps.Lanes != 0 || (TKey.Size != 4 && rows > MostRowsConverting);
-        var copyValues = a.Value.Width % TOps.Lanes != 0 || (TValue.Size != 4 && rows > MostRowsConverting);
+        var width = (int)Workspace.Lines(Problem.Width);
+        var copyKeys = Problem.Width % TOps.Lanes != 0 || rows > MostRowsStreaming;
+        var copyValues = Problem.ValueWidth % TOps.Lanes != 0 || rows > MostRowsStreaming;
+        var step = copyKeys || copyValues ? CopiedStretch : Stretch;
         var query = Workspace.OfItem.Take(
-            ((long)rows * (width + Stretch)) + (copyKeys ? Stretch * (long)width : 0) + (copyValues ? Stretch * (long)OutputStride : 0));
+            ((long)rows * (width + Stretch)) + (copyKeys ? step * (long)width : 0) + (copyValues ? step * (long)OutputStride : 0));
         var scores = query + ((long)rows * width);
         var keyCopy = scores + ((long)rows * Stretch);
-        var valueCopy = keyCopy + (copyKeys ? Stretch * (long)width : 0);
+        var valueCopy = keyCopy + (copyKeys ? step * (long)width : 0);
         LoadQueries(batch, head, query, width);
 
         var keyRow = (byte*)a.Key.Data + (((batch * a.Key.BatchStride) + (head * a.Key.HeadStride)) * TKey.Size);
         var valueRow = (byte*)a.Value.Data + (((batch * a.Value.BatchStride) + (head * a.Value.HeadStride)) * TValue.Size);
         var (keyStride, valueStride) = ((nint)(a.Key.RowStride * TKey.Size), (nint)(a.Value.RowStride * TValue.Size));
-        for (var at = start; at < end; at += Stretch)
+        for (var at = start; at < end; at += step)
         {
-            var count = (int)Math.Min(Stretch, end - at);
+            var count = (int)Math.Min(step, end - at);
             var keys = keyRow + (at * keyStride);
             if (copyKeys)
             {
-                Copy<TKey>(keys, keyStride, keyCopy, width, (int)a.Query.Width, count);
-                Scores<Float32Element>(query, width, (byte*)keyCopy, width * sizeof(float), scores, rows, count, width);
+                Copy<TKey>(keys, keyStride, keyCopy, width, Problem.Width, count);
+                Scores<Float32Element, Zero>(query, width, (byte*)keyCopy, width * sizeof(float), scores, rows, count, width);
             }
             else
             {
-                Scores<TKey>(query, width, keys, keyStride, scores, rows, count, (int)a.Query.Width);
+                Scores<TKey, One>(query, width, keys, keyStride, scores, rows, count, Problem.Width);
             }
 
             for (var r = 0; r < rows; r++)
             {
                 var i = r % queries;
-                var factor = Exponentials(scores + ((long)r * Stretch), batch, (head * Group) + (r / queries), i, at, count, first[i], last[i], position[i], ref maximum[r], ref sum[r]);
+                var factor = Exponentials(scores + ((long)r * Stretch), batch, (head * Problem.Group) + (r / queries), i, at, count, first[i], last[i], position[i], ref maximum[r], ref sum[r]);
                 if (factor != 1)
                 {
                     Rescale(output + ((long)r * OutputStride), factor);
@@ -135,12 +145,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var values = valueRow + (at * valueStride);
             if (copyValues)
             {
-                Copy<TValue>(values, valueStride, valueCopy, OutputStride, (int)a.Value.Width, count);
-                Accumulate<Float32Element>(scores, (byte*)valueCopy, OutputStride * sizeof(float), output, at, count, first, last, OutputStride);
+                Copy<TValue>(values, valueStride, valueCopy, OutputStride, Problem.ValueWidth, count);
+                Accumulate<Float32Element, Zero>(scores, (byte*)valueCopy, OutputStride * sizeof(float), output, at, count, first, last, OutputStride);
             }
             else
             {
-                Accumulate<TValue>(scores, values, valueStride, output, at, count, first, last, (int)a.Value.Width);
+                Accumulate<TValue, One>(scores, values, valueStride, output, at, count, first, last, Problem.ValueWidth);
             }
         }
     }
@@ -148,13 +158,13 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     /// <summary>The scaled queries of a group's heads, padded with zeros to whole vectors.</summary>
     private void LoadQueries(long batch, long head, float* query, int width)
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         for (var r = 0; r < Rows; r++)
         {
-            var source = a.Query.Row(batch, (head * Group) + (r / a.Query.Length), r % a.Query.Length);
+            var source = a.Query.Row(batch, (head * Problem.Group) + (r / Problem.Queries), r % Problem.Queries);
             for (var d = 0; d < width; d++)
             {
-                query[((long)r * width) + d] = d < a.Query.Width ? source[d] * a.Scale : 0;
+                query[((long)r * width) + d] = d < Problem.Width ? source[d] * a.Scale : 0;
             }
         }
     }
@@ -168,7 +178,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var d = 0;
             for (; d <= width - TOps.Lanes; d += TOps.Lanes)
             {
-                TOps.Store(TElement.Load<TVector, TOps>(source + (d * TElement.Size)), destination + d);
+                TOps.Store(Ahead<TElement, One>(source + (d * TElement.Size)), destination + d);
             }
 
             for (; d < stride; d++)
@@ -181,24 +191,33 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
-    private static void Scores<TElement>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int rows, int count, int width)
+    private static void Scores<TElement, TFirst>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int rows, int count, int width)
         where TElement : struct, IElement
+        where TFirst : struct, IConstant
     {
-        var r = 0;
+        if (rows == 1)
+        {
+            ScoresOfOne<TElement, TFirst>(query, keys, keyStride, scores, count, width);
+            return;
+        }
+
+        ScoresOfTwo<TElement, TFirst>(query, queryStride, keys, keyStride, scores, count, width);
+        var r = 2;
         for (; r <= rows - 2; r += 2)
         {
-            ScoresOfTwo<TElement>(query + ((long)r * queryStride), queryStride, keys, keyStride, scores + ((long)r * Stretch), count, width);
+            ScoresOfTwo<TElement, Zero>(query + ((long)r * queryStride), queryStride, keys, keyStride, scores + ((long)r * Stretch), count, width);
         }
 
         if (r < rows)
         {
-            ScoresOfOne<TElement>(query + ((long)r * queryStride), keys, keyStride, scores + ((long)r * Stretch), count, width);
+            ScoresOfOne<TElement, Zero>(query + ((long)r * queryStride), keys, keyStride, scores + ((long)r * Stretch), count, width);
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void ScoresOfOne<TElement>(float* query, byte* keys, nint keyStride, float* scores, int count, int width)
+    private static void ScoresOfOne<TElement, TFirst>(float* query, byte* keys, nint keyStride, float* scores, int count, int width)
         where TElement : struct, IElement
+        where TFirst : struct, IConstant
     {
         var j = 0;
         for (; j <= count - 4; j += 4)
@@ -211,16 +230,13 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint d = 0; d < width; d += TOps.Lanes)
             {
                 var q = TOps.Load(query + d);
-                s0 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k0 + (d * TElement.Size)), s0);
-                s1 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k1 + (d * TElement.Size)), s1);
-                s2 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k2 + (d * TElement.Size)), s2);
-                s3 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k3 + (d * TElement.Size)), s3);
+                s0 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k0 + (d * TElement.Size)), s0);
+                s1 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k1 + (d * TElement.Size)), s1);
+                s2 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k2 + (d * TElement.Size)), s2);
+                s3 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k3 + (d * TElement.Size)), s3);
             }
 
-            scores[j] = TOps.Sum(s0);
-            scores[j + 1] = TOps.Sum(s1);
-            scores[j + 2] = TOps.Sum(s2);
-            scores[j + 3] = TOps.Sum(s3);
+            TOps.SumEach(s0, s1, s2, s3).Store(scores + j);
             keys += 4 * keyStride;
         }
 
@@ -238,8 +254,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void ScoresOfTwo<TElement>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int count, int width)
+    private static void ScoresOfTwo<TElement, TFirst>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int count, int width)
         where TElement : struct, IElement
+        where TFirst : struct, IConstant
     {
         var j = 0;
         for (; j <= count - 4; j += 4)
@@ -253,28 +270,22 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint d = 0; d < width; d += TOps.Lanes)
             {
                 var (q0, q1) = (TOps.Load(query + d), TOps.Load(query + queryStride + d));
-                var k = TElement.Load<TVector, TOps>(k0 + (d * TElement.Size));
+                var k = Ahead<TElement, TFirst>(k0 + (d * TElement.Size));
                 s0 = TOps.MultiplyAdd(q0, k, s0);
                 t0 = TOps.MultiplyAdd(q1, k, t0);
-                k = TElement.Load<TVector, TOps>(k1 + (d * TElement.Size));
+                k = Ahead<TElement, TFirst>(k1 + (d * TElement.Size));
                 s1 = TOps.MultiplyAdd(q0, k, s1);
                 t1 = TOps.MultiplyAdd(q1, k, t1);
-                k = TElement.Load<TVector, TOps>(k2 + (d * TElement.Size));
+                k = Ahead<TElement, TFirst>(k2 + (d * TElement.Size));
                 s2 = TOps.MultiplyAdd(q0, k, s2);
                 t2 = TOps.MultiplyAdd(q1, k, t2);
-                k = TElement.Load<TVector, TOps>(k3 + (d * TElement.Size));
+                k = Ahead<TElement, TFirst>(k3 + (d * TElement.Size));
                 s3 = TOps.MultiplyAdd(q0, k, s3);
                 t3 = TOps.MultiplyAdd(q1, k, t3);
             }
 
-            scores[j] = TOps.Sum(s0);
-            scores[j + 1] = TOps.Sum(s1);
-            scores[j + 2] = TOps.Sum(s2);
-            scores[j + 3] = TOps.Sum(s3);
-            scores[Stretch + j] = TOps.Sum(t0);
-            scores[Stretch + j + 1] = TOps.Sum(t1);
-            scores[Stretch + j + 2] = TOps.Sum(t2);
-            scores[Stretch + j + 3] = TOps.Sum(t3);
+            TOps.SumEach(s0, s1, s2, s3).Store(scores + j);
+            TOps.SumEach(t0, t1, t2, t3).Store(scores + Stretch + j);
             keys += 4 * keyStride;
         }
 
@@ -299,7 +310,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     private float Exponentials(
         float* scores, long batch, long head, long query, long at, int count, long first, long last, long position, ref float maximum, ref float sum)
     {
-        ref readonly var a = ref Arguments;
+        ref readonly var a = ref Problem.Arguments;
         var masking = a.Bias.IsGiven || a.KeyBias.IsGiven;
         var (from, to) = ((int)Math.Clamp(first - at, 0, count), (int)Math.Clamp(last - at, 0, count));
         if (from >= to)
@@ -400,11 +411,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     /// <summary>output[rows] += weights[rows, count] * values[count]; a value outside a row's keys is not read into that row.</summary>
-    private void Accumulate<TElement>(float* weights, byte* values, nint valueStride, float* output, long at, int count, long* first, long* last, int width)
+    private void Accumulate<TElement, TFirst>(float* weights, byte* values, nint valueStride, float* output, long at, int count, long* first, long* last, int width)
         where TElement : struct, IElement
+        where TFirst : struct, IConstant
     {
-        var (rows, queries) = (Rows, (int)Arguments.Query.Length);
-        var masking = Arguments.Bias.IsGiven || Arguments.KeyBias.IsGiven;
+        var (rows, queries) = (Rows, Problem.Queries);
+        var masking = Problem.Arguments.Bias.IsGiven || Problem.Arguments.KeyBias.IsGiven;
         for (var r = 0; r < rows;)
         {
             var together = !masking && rows - r >= 4 ? 4 : 1;
@@ -424,11 +436,26 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             }
             else if (together == 1)
             {
-                AccumulateOne<TElement>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, commonEnd - common, width);
+                if (r == 0)
+                {
+                    AccumulateOne<TElement, TFirst>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, commonEnd - common, width);
+                }
+                else
+                {
+                    AccumulateOne<TElement, Zero>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, commonEnd - common, width);
+                }
             }
             else
             {
-                AccumulateFour<TElement>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, OutputStride, commonEnd - common, width);
+                if (r == 0)
+                {
+                    AccumulateFour<TElement, TFirst>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, OutputStride, commonEnd - common, width);
+                }
+                else
+                {
+                    AccumulateFour<TElement, Zero>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, OutputStride, commonEnd - common, width);
+                }
+
                 for (var n = r; n < r + together; n++)
                 {
                     // The keys at the ends that not all of the four see.
@@ -437,9 +464,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
                     var row = weights + ((long)n * Stretch);
                     var rowOutput = output + ((long)n * OutputStride);
                     var before = Math.Min(common, to);
-                    AccumulateOne<TElement>(row + from, values + (from * valueStride), valueStride, rowOutput, before - from, width);
+                    AccumulateOne<TElement, Zero>(row + from, values + (from * valueStride), valueStride, rowOutput, before - from, width);
                     var after = Math.Max(Math.Max(commonEnd, from), before);
-                    AccumulateOne<TElement>(row + after, values + (after * valueStride), valueStride, rowOutput, to - after, width);
+                    AccumulateOne<TElement, Zero>(row + after, values + (after * valueStride), valueStride, rowOutput, to - after, width);
                 }
             }
 
@@ -455,14 +482,15 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         {
             if (BitConverter.SingleToInt32Bits(weights[j]) != AbsentBits)
             {
-                AccumulateOne<TElement>(weights + j, values + (j * valueStride), valueStride, output, 1, width);
+                AccumulateOne<TElement, Zero>(weights + j, values + (j * valueStride), valueStride, output, 1, width);
             }
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void AccumulateOne<TElement>(float* weights, byte* values, nint valueStride, float* output, int count, int width)
+    private static void AccumulateOne<TElement, TFirst>(float* weights, byte* values, nint valueStride, float* output, int count, int width)
         where TElement : struct, IElement
+        where TFirst : struct, IConstant
     {
         nint d = 0;
         for (; d <= width - (8 * TOps.Lanes); d += 8 * TOps.Lanes)
@@ -473,14 +501,14 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint j = 0; j < count; j++)
             {
                 var w = TOps.Create(weights[j]);
-                o0 = TOps.MultiplyAdd(w, Vector<TElement>(v, 0), o0);
-                o1 = TOps.MultiplyAdd(w, Vector<TElement>(v, 1), o1);
-                o2 = TOps.MultiplyAdd(w, Vector<TElement>(v, 2), o2);
-                o3 = TOps.MultiplyAdd(w, Vector<TElement>(v, 3), o3);
-                o4 = TOps.MultiplyAdd(w, Vector<TElement>(v, 4), o4);
-                o5 = TOps.MultiplyAdd(w, Vector<TElement>(v, 5), o5);
-                o6 = TOps.MultiplyAdd(w, Vector<TElement>(v, 6), o6);
-                o7 = TOps.MultiplyAdd(w, Vector<TElement>(v, 7), o7);
+                o0 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v), o0);
+                o1 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (1 * TOps.Lanes * TElement.Size)), o1);
+                o2 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (2 * TOps.Lanes * TElement.Size)), o2);
+                o3 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (3 * TOps.Lanes * TElement.Size)), o3);
+                o4 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (4 * TOps.Lanes * TElement.Size)), o4);
+                o5 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (5 * TOps.Lanes * TElement.Size)), o5);
+                o6 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (6 * TOps.Lanes * TElement.Size)), o6);
+                o7 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (7 * TOps.Lanes * TElement.Size)), o7);
                 v += valueStride;
             }
 
@@ -502,10 +530,10 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint j = 0; j < count; j++)
             {
                 var w = TOps.Create(weights[j]);
-                o0 = TOps.MultiplyAdd(w, Vector<TElement>(v, 0), o0);
-                o1 = TOps.MultiplyAdd(w, Vector<TElement>(v, 1), o1);
-                o2 = TOps.MultiplyAdd(w, Vector<TElement>(v, 2), o2);
-                o3 = TOps.MultiplyAdd(w, Vector<TElement>(v, 3), o3);
+                o0 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v), o0);
+                o1 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (1 * TOps.Lanes * TElement.Size)), o1);
+                o2 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (2 * TOps.Lanes * TElement.Size)), o2);
+                o3 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (3 * TOps.Lanes * TElement.Size)), o3);
                 v += valueStride;
             }
 
@@ -521,7 +549,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var sum = TOps.Load(output + d);
             for (nint j = 0; j < count; j++)
             {
-                sum = TOps.MultiplyAdd(TOps.Create(weights[j]), Vector<TElement>(v, 0), sum);
+                sum = TOps.MultiplyAdd(TOps.Create(weights[j]), Ahead<TElement, TFirst>(v), sum);
                 v += valueStride;
             }
 
@@ -530,8 +558,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void AccumulateFour<TElement>(float* weights, byte* values, nint valueStride, float* output, int outputStride, int count, int width)
+    private static void AccumulateFour<TElement, TFirst>(float* weights, byte* values, nint valueStride, float* output, int outputStride, int count, int width)
         where TElement : struct, IElement
+        where TFirst : struct, IConstant
     {
         nint d = 0;
         for (; d <= width - (2 * TOps.Lanes); d += 2 * TOps.Lanes)
@@ -544,7 +573,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             TVector o0 = Vector(o, 0), o1 = Vector(o, 1), p0 = Vector(p, 0), p1 = Vector(p, 1), q0 = Vector(q, 0), q1 = Vector(q, 1), r0 = Vector(r, 0), r1 = Vector(r, 1);
             for (nint j = 0; j < count; j++)
             {
-                var (v0, v1) = (Vector<TElement>(v, 0), Vector<TElement>(v, 1));
+                var (v0, v1) = (Ahead<TElement, TFirst>(v), Ahead<TElement, TFirst>(v + (1 * TOps.Lanes * TElement.Size)));
                 var w = TOps.Create(weights[j]);
                 o0 = TOps.MultiplyAdd(w, v0, o0);
                 o1 = TOps.MultiplyAdd(w, v1, o1);
@@ -574,7 +603,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         {
             for (var row = 0; row < 4; row++)
             {
-                AccumulateOne<TElement>(weights + (row * Stretch), values + (d * TElement.Size), valueStride, output + (row * outputStride) + d, count, (int)(width - d));
+                AccumulateOne<TElement, Zero>(weights + (row * Stretch), values + (d * TElement.Size), valueStride, output + (row * outputStride) + d, count, (int)(width - d));
             }
         }
     }
@@ -582,7 +611,18 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static TVector Vector(float* source, nint index) => TOps.Load(source + (index * TOps.Lanes));
 
+    /// <summary>Loads a vector and, on the first pass over a stretch, asks memory for what lies ahead: the hardware's own guessing starts over
+    /// whenever keys and values take turns.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static TVector Vector<TElement>(byte* source, nint index)
-        where TElement : struct, IElement => TElement.Load<TVector, TOps>(source + (index * TOps.Lanes * TElement.Size));
+    private static TVector Ahead<TElement, TFirst>(byte* source)
+        where TElement : struct, IElement
+        where TFirst : struct, IConstant
+    {
+        if (TFirst.Value != 0 && Sse.IsSupported)
+        {
+            Sse.Prefetch0(source + BytesAhead);
+        }
+
+        return TElement.Load<TVector, TOps>(source);
+    }
 }

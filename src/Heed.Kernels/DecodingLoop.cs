@@ -1,3 +1,4 @@
+using System.Numerics.Tensors;
 using System.Runtime.Intrinsics;
 
 namespace Heed.Kernels;
@@ -11,13 +12,10 @@ internal abstract unsafe class DecodingLoop : ParallelLoop
     // Enough items that a few threads end together, few enough that merging costs nothing.
     private const long WantedItems = 64;
 
-    private AttentionArguments _arguments;
+    private CheckedProblem? _problem;
 
     /// <summary>The problem.</summary>
-    protected ref readonly AttentionArguments Arguments => ref _arguments;
-
-    /// <summary>Query heads per key/value head.</summary>
-    protected int Group { get; private set; }
+    protected CheckedProblem Problem => _problem!;
 
     /// <summary>Query rows that read the same keys: those of all heads of the group.</summary>
     protected int Rows { get; private set; }
@@ -41,92 +39,69 @@ internal abstract unsafe class DecodingLoop : ParallelLoop
     protected float* PartialSum { get; private set; }
 
     /// <summary>Computes a call that <see cref="DecodingAttention"/> takes.</summary>
-    public static void Compute(in AttentionArguments arguments)
+    public static void Compute(CheckedProblem problem)
     {
         if (Vector512.IsHardwareAccelerated)
         {
-            DecodingKernel<Vector512<float>, Vector512Operations>.OfThread.Start(arguments);
+            DecodingKernel<Vector512<float>, Vector512Operations>.OfThread.Start(problem);
         }
         else if (Vector256.IsHardwareAccelerated)
         {
-            DecodingKernel<Vector256<float>, Vector256Operations>.OfThread.Start(arguments);
+            DecodingKernel<Vector256<float>, Vector256Operations>.OfThread.Start(problem);
         }
         else
         {
-            DecodingKernel<Vector128<float>, Vector128Operations>.OfThread.Start(arguments);
+            DecodingKernel<Vector128<float>, Vector128Operations>.OfThread.Start(problem);
         }
     }
 
-    private void Start(in AttentionArguments arguments)
+    private void Start(CheckedProblem problem)
     {
-        _arguments = arguments;
+        _problem = problem;
         try
         {
-            ref readonly var a = ref _arguments;
-            Group = checked((int)(a.Query.Heads / a.Key.Heads));
-            Rows = checked((int)(Group * a.Query.Length));
-            var groups = a.Key.Batch * a.Key.Heads;
-            var balanced = (a.Key.Length * groups / WantedItems / ShortestChunk * ShortestChunk) + ShortestChunk;
+            Rows = checked(problem.Group * problem.Queries);
+            var groups = (long)problem.Batch * problem.KeyHeads;
+            var balanced = (problem.Keys * groups / WantedItems / ShortestChunk * ShortestChunk) + ShortestChunk;
             Chunk = (int)Math.Min(balanced, LongestChunk);
-            Chunks = checked((int)((a.Key.Length + Chunk - 1) / Chunk));
-            OutputStride = checked((int)Workspace.Lines(a.Value.Width));
+            Chunks = (problem.Keys + Chunk - 1) / Chunk;
+            OutputStride = (int)Workspace.Lines(problem.ValueWidth);
             var items = checked((int)(groups * Chunks));
             var rows = (long)items * Rows;
             PartialOutput = Workspace.OfCall.Take((rows * OutputStride) + (2 * rows));
             PartialMaximum = PartialOutput + (rows * OutputStride);
             PartialSum = PartialMaximum + rows;
-            Run(items, a.Threads);
+            Run(items, problem.Arguments.Threads);
             Merge();
         }
         finally
         {
-            // A block mask or the like must not live on in the thread's loop.
-            _arguments = default;
+            // The thread's loop outlives the call; what the problem refers to need not.
+            _problem = null;
         }
     }
-
-    /// <summary>Where query i of a batch item stands and the keys it sees, first to end.</summary>
-    protected (long Position, long First, long End) KeysOf(long batch, long query)
-    {
-        ref readonly var a = ref Arguments;
-        var queries = a.QueryLengths == null ? a.Query.Length : a.QueryLengths[batch];
-        var keys = a.KeyLengths == null ? a.Key.Length : a.KeyLengths[batch];
-        var alignment = a.Causal == Causality.None ? a.Alignment : a.Causal;
-        var position = alignment == Causality.AlignedToStart ? query : query + keys - queries;
-        if (query >= queries)
-        {
-            return (position, 0, 0);
-        }
-
-        var end = a.Causal == Causality.None ? keys : Math.Min(keys, position + 1);
-        end = a.WindowAfter < 0 ? end : Math.Min(end, SaturatingAdd(position, a.WindowAfter) + 1);
-        var first = a.WindowBefore < 0 ? 0 : Math.Max(0, position - a.WindowBefore);
-        return (position, first, Math.Max(first, end));
-    }
-
-    private static long SaturatingAdd(long position, long distance) => position > long.MaxValue - 1 - distance ? long.MaxValue - 1 : position + distance;
 
     private void Merge()
     {
-        ref readonly var a = ref Arguments;
-        for (long b = 0; b < a.Query.Batch; b++)
+        for (var batch = 0; batch < Problem.Batch; batch++)
         {
-            for (long h = 0; h < a.Query.Heads; h++)
+            for (var head = 0; head < Problem.Heads; head++)
             {
-                for (long i = 0; i < a.Query.Length; i++)
+                for (var query = 0; query < Problem.Queries; query++)
                 {
-                    MergeRow(b, h, i);
+                    MergeRow(batch, head, query);
                 }
             }
         }
     }
 
-    private void MergeRow(long b, long h, long i)
+    private void MergeRow(int batch, int head, int query)
     {
-        ref readonly var a = ref Arguments;
-        var firstItem = ((b * a.Key.Heads) + (h / Group)) * Chunks;
-        var row = ((h % Group) * a.Query.Length) + i;
-        var output = new Span<float>(a.Output.Row(b, h, i), checked((int)a.Value.Width));
+        ref readonly var a = ref Problem.Arguments;
+        var firstItem = (((long)batch * Problem.KeyHeads) + Problem.KeyHeadOf(head)) * Chunks;
+        var row = (head % Problem.Group * Problem.Queries) + query;
+        var logSumExp = a.LogSumExp == null ? null : a.LogSumExp + ((((long)batch * Problem.Heads) + head) * Problem.Queries) + query;
+        var output = new Span<float>(a.Output.Row(batch, head, query), Problem.ValueWidth);
         output.Clear();
 
         var maximum = float.NegativeInfinity;
@@ -141,15 +116,15 @@ internal abstract unsafe class DecodingLoop : ParallelLoop
         // No pair: no sum. (NaN is not zero: it goes on.)
         if (any == 0)
         {
-            if (a.LogSumExp != null)
+            if (logSumExp != null)
             {
-                a.LogSumExp[(((b * a.Query.Heads) + h) * a.Query.Length) + i] = float.NegativeInfinity;
+                *logSumExp = float.NegativeInfinity;
             }
 
             return;
         }
 
-        var sink = a.Sinks == null ? float.NegativeInfinity : a.Sinks[h];
+        var sink = a.Sinks == null ? float.NegativeInfinity : a.Sinks[head];
         maximum = Math.Max(maximum, sink);
         var finite = float.IsNegativeInfinity(maximum) ? 0 : maximum;
         var sum = MathF.Exp(sink - finite);
@@ -164,13 +139,13 @@ internal abstract unsafe class DecodingLoop : ParallelLoop
             var factor = MathF.Exp(PartialMaximum[at] - finite);
             sum += factor * PartialSum[at];
             var partial = new ReadOnlySpan<float>(PartialOutput + (at * OutputStride), output.Length);
-            System.Numerics.Tensors.TensorPrimitives.MultiplyAdd(partial, factor, output, output);
+            TensorPrimitives.MultiplyAdd(partial, factor, output, output);
         }
 
-        System.Numerics.Tensors.TensorPrimitives.Divide(output, sum, output);
-        if (a.LogSumExp != null)
+        TensorPrimitives.Divide(output, sum, output);
+        if (logSumExp != null)
         {
-            a.LogSumExp[(((b * a.Query.Heads) + h) * a.Query.Length) + i] = finite + MathF.Log(sum);
+            *logSumExp = finite + MathF.Log(sum);
         }
     }
 }

@@ -17,7 +17,7 @@ public static unsafe class FusedAttention
     {
         var problem = new CheckedProblem(arguments);
         problem.CheckOutput();
-        if (DecodingAttention.TryForward<TScore, TMask>(arguments))
+        if (DecodingAttention.TryForward<TScore, TMask>(problem))
         {
             return;
         }

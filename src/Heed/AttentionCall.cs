@@ -29,9 +29,34 @@ public sealed class AttentionCall
     /// <summary>The options of the call.</summary>
     public AttentionOptions Options { get; set; }
 
-    /// <summary>The weights of chosen heads and query rows, computed on demand in O(rows * Nk) without materialising the rest.</summary>
-    /// <param name="heads">Query heads.</param>
+    /// <summary>The weights as the hooks left them, where the call materialises the map.</summary>
+    internal torch.Tensor? Map { get; set; }
+
+    /// <summary>The weights of chosen heads and query rows, computed on demand in O(heads * rows * Nk) without materialising the rest. Where a hook at the site changes
+    /// scores or weights, they are seen as it leaves them at the stages <see cref="AttentionStages.Map"/> and
+    /// <see cref="AttentionStages.Statistics"/>.</summary>
+    /// <param name="heads">Query heads; null: all.</param>
     /// <param name="rows">Query rows; null: all.</param>
     /// <returns><c>[B, heads, rows, Nk]</c>.</returns>
-    public torch.Tensor Weights(IReadOnlyList<int> heads, IReadOnlyList<long>? rows = null) => PlainAttention.Weights(Query, Key, Options, heads, rows);
+    /// <exception cref="ArgumentException">There is no such head or row.</exception>
+    public torch.Tensor Weights(IReadOnlyList<int>? heads, IReadOnlyList<long>? rows = null)
+    {
+        foreach (var head in heads ?? [])
+        {
+            if (head < 0 || head >= Query.size(1))
+            {
+                throw new ArgumentException($"The call at the site '{Site}' has heads 0 to {Query.size(1) - 1}; the weights of head {head} were asked for.", nameof(heads));
+            }
+        }
+
+        foreach (var row in rows ?? [])
+        {
+            if (row < 0 || row >= Query.size(2))
+            {
+                throw new ArgumentException($"The call at the site '{Site}' has query rows 0 to {Query.size(2) - 1}; the weights of row {row} were asked for.", nameof(rows));
+            }
+        }
+
+        return Map is null ? PlainAttention.Weights(Query, Key, Options, heads, rows) : PlainAttention.Choose(Map, heads, rows).alias();
+    }
 }

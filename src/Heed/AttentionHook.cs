@@ -23,6 +23,9 @@ public enum AttentionStages
 
     /// <summary>Streamed statistics of rows and columns. Stays fused.</summary>
     Statistics = 16,
+
+    /// <summary>The call as it is computed, to ask <see cref="AttentionCall.Weights"/> for parts of the map. Stays fused.</summary>
+    Map = 32,
 }
 
 /// <summary>Statistics that a hook asks for at <see cref="AttentionStages.Statistics"/>.</summary>
@@ -37,7 +40,8 @@ public sealed record AttentionStatisticsRequest
     /// <summary>Mean distance between every query and its keys, in tokens.</summary>
     public bool MeanDistance { get; init; }
 
-    /// <summary>Keys whose mass is wanted, boolean <c>[Nk]</c> or <c>[B, Nk]</c>; null: not wanted.</summary>
+    /// <summary>Keys whose mass is wanted, boolean <c>[n]</c> or <c>[B, n]</c> with n at most Nk (keys past its end are not in the set, so that <c>[true]</c> is the
+    /// first key of any call); null: not wanted.</summary>
     public torch.Tensor? KeySet { get; init; }
 
     /// <summary>How many of the largest weights of every row are wanted (0: none, at most 64).</summary>
@@ -45,12 +49,27 @@ public sealed record AttentionStatisticsRequest
 
     /// <summary>Mass that every key receives (a second half-pass).</summary>
     public bool MassPerKey { get; init; }
+
+    /// <summary>Everything that either of two requests asks for, in one pass; null where their key sets differ.</summary>
+    internal static AttentionStatisticsRequest? TryMerge(AttentionStatisticsRequest first, AttentionStatisticsRequest second) =>
+        first.KeySet is not null && second.KeySet is not null && !ReferenceEquals(first.KeySet, second.KeySet)
+            ? null
+            : new()
+            {
+                Entropy = first.Entropy || second.Entropy,
+                Maximum = first.Maximum || second.Maximum,
+                MeanDistance = first.MeanDistance || second.MeanDistance,
+                KeySet = first.KeySet ?? second.KeySet,
+                TopCount = Math.Max(first.TopCount, second.TopCount),
+                MassPerKey = first.MassPerKey || second.MassPerKey,
+            };
 }
 
-/// <summary>Streamed statistics of one call. Members that were not asked for are null. All tensors belong to the receiver of the scope they were made in.</summary>
+/// <summary>Streamed statistics of one call. Members that were not asked for are null. The tensors live until the call
+/// returns: a hook that keeps one takes a handle of its own (<c>tensor.detach().DetachFromDisposeScope()</c>).</summary>
 public sealed record AttentionStatistics
 {
-    /// <summary>Log-sum-exp of every row, float32 <c>[B, H, Nq]</c>.</summary>
+    /// <summary>Log-sum-exp of every row (sink included), float32 <c>[B, H, Nq]</c>; minus infinity where there is no pair. Always given.</summary>
     public torch.Tensor? LogSumExp { get; init; }
 
     /// <summary>Entropy in nats, float32 <c>[B, H, Nq]</c>.</summary>
@@ -104,6 +123,11 @@ public abstract class AttentionHook
     /// <summary>Stage output: the output <c>[B, H, Nq, Dv]</c> to go on with.</summary>
     public virtual torch.Tensor OnOutput(AttentionCall call, torch.Tensor output) => output;
 
+    /// <summary>Stage map: after inputs, scores and weights are final.</summary>
+    public virtual void OnMap(AttentionCall call)
+    {
+    }
+
     /// <summary>Stage statistics: the statistics that were asked for, and perhaps more that other hooks asked for.</summary>
     public virtual void OnStatistics(AttentionCall call, AttentionStatistics statistics)
     {
@@ -117,6 +141,18 @@ public sealed class AttentionHooks
 
     /// <summary>The installed hooks, in the order in which they act.</summary>
     public IReadOnlyList<AttentionHook> Installed => _hooks;
+
+    /// <summary>The stages that any installed hook needs at a site.</summary>
+    public AttentionStages StagesAt(AttentionSite site)
+    {
+        var stages = AttentionStages.None;
+        for (var i = 0; i < _hooks.Count; i++)
+        {
+            stages |= _hooks[i].StagesAt(site);
+        }
+
+        return stages;
+    }
 
     /// <summary>Installs a hook until the returned scope is disposed.</summary>
     public IDisposable Install(AttentionHook hook)

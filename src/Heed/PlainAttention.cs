@@ -10,75 +10,85 @@ namespace Heed;
 /// </summary>
 internal static class PlainAttention
 {
-    /// <summary>The output of a call, with the hooks of the stages from scores on.</summary>
-    public static Tensor Compute(AttentionCall call, AttentionHooks? hooks = null)
+    /// <summary>The output of a call (gate included), with the hooks of the stages scores, weights and statistics.</summary>
+    public static Tensor Compute(AttentionCall call, AttentionHooks? hooks = null, IReadOnlyList<ObserverStages.StatisticsPass>? passes = null)
     {
         using var scope = NewDisposeScope();
-        var site = call.Site;
-        var active = hooks is null ? [] : hooks.Installed.Where(hook => hook.StagesAt(site) != AttentionStages.None).ToList();
-        foreach (var hook in active.Where(hook => hook.StagesAt(site).HasFlag(AttentionStages.Inputs)))
+        var installed = hooks?.Installed ?? [];
+        var map = Scores(call.Query, call.Key, call.Options);
+        foreach (var hook in installed)
         {
-            hook.OnInputs(call);
+            if (hook.StagesAt(call.Site).HasFlag(AttentionStages.Scores))
+            {
+                map.Scores = hook.OnScores(call, map.Scores);
+            }
         }
 
-        var (scores, allowed) = Scores(call.Query, call.Key, call.Options);
-        foreach (var hook in active.Where(hook => hook.StagesAt(site).HasFlag(AttentionStages.Scores)))
+        var weights = Normalize(map, call.Query, call.Key, call.Options);
+        foreach (var hook in installed)
         {
-            scores = hook.OnScores(call, scores);
+            if (hook.StagesAt(call.Site).HasFlag(AttentionStages.Weights))
+            {
+                weights = hook.OnWeights(call, weights);
+            }
         }
 
-        var weights = Normalize(scores, allowed, call);
-        foreach (var hook in active.Where(hook => hook.StagesAt(site).HasFlag(AttentionStages.Weights)))
+        if (hooks is not null)
         {
-            weights = hook.OnWeights(call, weights);
+            call.Map = weights;
+            ObserverStages.ShowMap(call, hooks);
+            foreach (var pass in passes ?? [])
+            {
+                ObserverStages.Deliver(call, Statistics(map, weights, call.Options, pass.Request), pass);
+            }
+
+            call.Map = null;
         }
 
-        var output = Mix(weights, call.Value, allowed);
+        var output = Mix(weights, call.Value.to(weights.dtype), map.Allowed);
         if (call.Options.Gate is { } gate)
         {
-            output = output * gate;
-        }
-
-        foreach (var hook in active.Where(hook => hook.StagesAt(site).HasFlag(AttentionStages.Output)))
-        {
-            output = hook.OnOutput(call, output);
+            output = output * gate.to(output.dtype);
         }
 
         return output.MoveToOuterDisposeScope();
     }
 
     /// <summary>The weights of chosen heads and rows, <c>[B, heads, rows, Nk]</c>.</summary>
-    public static Tensor Weights(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int> heads, IReadOnlyList<long>? rows)
+    public static Tensor Weights(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
     {
         using var scope = NewDisposeScope();
-        var call = new AttentionCall(default, query, key, key, options);
-        var (scores, allowed) = Scores(query, key, options, heads, rows);
-        return Normalize(scores, allowed, call, heads, rows).MoveToOuterDisposeScope();
+        return Normalize(Scores(query, key, options, heads, rows), query, key, options, heads, rows).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Log-sum-exp of every row including the sink, <c>[B, H, Nq]</c>.</summary>
+    /// <summary>Log-sum-exp of every row including the sink, <c>[B, H, Nq]</c>; minus infinity where there is no pair.</summary>
     public static Tensor LogSumExp(Tensor query, Tensor key, AttentionOptions options)
     {
         using var scope = NewDisposeScope();
-        var (scores, _) = Scores(query, key, options);
-        return WithSink(scores, options.Sinks, null).logsumexp(-1).MoveToOuterDisposeScope();
+        return LogSumExp(Scores(query, key, options), options).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Scores with minus infinity where no pair exists, and the boolean map of the pairs.</summary>
-    private static (Tensor Scores, Tensor Allowed) Scores(
-        Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
+    /// <summary>Rows and heads of a map <c>[B, H, Nq, Nk]</c>; dimensions of size one stand for all.</summary>
+    public static Tensor Choose(Tensor map, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
     {
-        var (batch, headCount, queries, width) = (query.shape[0], query.shape[1], query.shape[2], query.shape[3]);
-        var keys = key.shape[2];
-        var expandedKey = RepeatHeads(key, headCount);
-        var scale = options.Scale ?? (width > 0 ? 1 / Math.Sqrt(width) : 1);
-        Tensor Chosen(Tensor map) => Choose(map.expand(batch, headCount, queries, map.shape[^1]), heads, rows);
-        Tensor ChosenKeys(Tensor map) => Choose(map.expand(batch, headCount, map.shape[^2], map.shape[^1]), heads, null);
+        if (heads is not null && map.shape[1] != 1)
+        {
+            map = map.index_select(1, tensor(heads.Select(head => (long)head).ToArray(), device: map.device));
+        }
 
-        var scores = matmul(Chosen(query), ChosenKeys(expandedKey).transpose(-1, -2)) * scale;
+        return rows is null || map.shape[2] == 1 ? map : map.index_select(2, tensor(rows.ToArray(), device: map.device));
+    }
+
+    /// <summary>Scores with minus infinity where no pair exists, the pairs, and where queries and keys stand (all broadcast to the scores).</summary>
+    private static ScoreMap Scores(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
+    {
+        var (batch, headCount, width) = (query.shape[0], query.shape[1], query.shape[3]);
+        var scale = options.Scale ?? (width > 0 ? 1 / Math.Sqrt(width) : 1);
+        var chosenKeys = Choose(RepeatHeads(key.to(query.dtype), headCount), heads, null);
+        var scores = matmul(Choose(query, heads, rows), chosenKeys.transpose(-1, -2)) * scale;
         foreach (var bias in options.Biases.OfType<LowRankBias>())
         {
-            scores = scores + matmul(Chosen(AsFour(bias.QueryFactors)), ChosenKeys(AsFour(bias.KeyFactors)).transpose(-1, -2));
+            scores = scores + matmul(Choose(AsFour(bias.QueryFactors), heads, rows), Choose(AsFour(bias.KeyFactors), heads, null).transpose(-1, -2)).to(scores.dtype);
         }
 
         if (options.Softcap is { } cap)
@@ -86,15 +96,14 @@ internal static class PlainAttention
             scores = tanh(scores / cap) * cap;
         }
 
-        var (position, keyIndex, exists) = Positions(query, key, options);
+        var (position, keyIndex, exists) = Positions(query, key, options, rows);
         foreach (var bias in options.Biases)
         {
             scores = bias switch
             {
-                DenseBias dense => scores + Choose(AsFour(dense.Values).expand(batch, headCount, queries, keys), heads, rows),
-                KeyBias perKey => scores + Choose(Broadcast(perKey.Values, 3).unsqueeze(-2).expand(batch, headCount, queries, keys), heads, rows),
-                AlibiBias alibi => scores - Choose(
-                    (alibi.Slopes.view(1, -1, 1, 1) * (position - keyIndex).abs().to(alibi.Slopes.dtype)).expand(batch, headCount, queries, keys), heads, rows).to(scores.dtype),
+                DenseBias dense => scores + Choose(AsFour(dense.Values), heads, rows).to(scores.dtype),
+                KeyBias perKey => scores + Choose(Broadcast(perKey.Values, 3).unsqueeze(-2), heads, null).to(scores.dtype),
+                AlibiBias alibi => scores - (Choose(alibi.Slopes.to(scores.dtype).view(1, -1, 1, 1), heads, null) * (position - keyIndex).abs().to(scores.dtype)),
                 _ => scores,
             };
         }
@@ -117,52 +126,132 @@ internal static class PlainAttention
 
         if (options.Mask is { } mask)
         {
-            allowed = allowed.logical_and(AsFour(mask));
+            allowed = allowed.logical_and(Choose(AsFour(mask), heads, rows));
         }
 
-        allowed = allowed.expand(batch, headCount, queries, keys);
         if (options.BlockMask is { } blocks)
         {
-            var (listed, bias) = Expand(blocks, batch, headCount, queries, keys, scores);
-            allowed = allowed.logical_and(listed);
-            scores = scores + Choose(bias, heads, rows);
+            var (listed, bias) = Expand(blocks, heads, rows);
+            allowed = allowed.logical_and(listed.to(query.device));
+            scores = bias is null ? scores : scores + bias.to(scores.dtype).to(query.device);
         }
 
-        allowed = Choose(allowed, heads, rows);
-        return (scores.masked_fill(allowed.logical_not(), double.NegativeInfinity), allowed);
+        allowed = allowed.expand(scores.shape);
+        return new(scores.masked_fill(allowed.logical_not(), double.NegativeInfinity), allowed, position, keyIndex, heads);
     }
 
-    private static Tensor Normalize(Tensor scores, Tensor allowed, AttentionCall call, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
+    private static Tensor Normalize(
+        ScoreMap map, Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
     {
-        var options = call.Options;
-        var lowest = double.NegativeInfinity;
+        var forbidden = map.Allowed.logical_not();
         switch (options.Normalizer)
         {
             case Normalizer.ReluOverPosition:
-                var (position, _, _) = Positions(call.Query, call.Key, options);
                 Tensor count;
                 if (options.Causal == Causality.None)
                 {
-                    var (_, _, exists) = Positions(call.Query, call.Key, options);
-                    count = exists.expand(call.Query.shape[0], 1, call.Query.shape[2], call.Key.shape[2]).sum(-1, keepdim: true);
+                    var (_, _, exists) = Positions(query, key, options, rows);
+                    count = exists.expand(exists.shape[0], 1, exists.shape[2], key.shape[2]).sum(-1, keepdim: true);
                 }
                 else
                 {
-                    count = position + 1;
+                    count = map.Position + 1;
                 }
 
-                count = Choose(count.expand(call.Query.shape[0], call.Query.shape[1], call.Query.shape[2], 1), heads, rows).clamp(min: 1);
-                return scores.masked_fill(allowed.logical_not(), 0).relu() / count.to(scores.dtype);
+                return map.Scores.masked_fill(forbidden, 0).relu() / count.clamp(min: 1).to(map.Scores.dtype);
 
             case Normalizer.Sigmoid:
-                return sigmoid(scores.masked_fill(allowed.logical_not(), 0)).masked_fill(allowed.logical_not(), 0);
+                return sigmoid(map.Scores.masked_fill(forbidden, 0)).masked_fill(forbidden, 0);
 
             default:
-                var sunk = WithSink(scores, options.Sinks, heads);
-                var some = sunk.amax([-1L], keepdim: true).eq(lowest).logical_not();
-                var weights = softmax(where(some, sunk, zeros_like(sunk)), -1).narrow(-1, 0, scores.shape[^1]);
-                return weights.masked_fill(allowed.logical_and(some).logical_not(), 0);
+                var sunk = WithSink(map.Scores, options.Sinks, heads);
+                var some = RowsWithPairs(map);
+                var weights = softmax(where(some, sunk, zeros_like(sunk)), -1).narrow(-1, 0, map.Scores.shape[^1]);
+                return weights.masked_fill(map.Allowed.logical_and(some).logical_not(), 0);
         }
+    }
+
+    /// <summary>Rows with a score above minus infinity, <c>[B, H, Nq, 1]</c>.</summary>
+    private static Tensor RowsWithPairs(ScoreMap map) =>
+        map.Scores.shape[^1] == 0
+            ? zeros([.. map.Scores.shape[..^1], 1], dtype: @bool, device: map.Scores.device)
+            : map.Scores.amax([-1L], keepdim: true).eq(double.NegativeInfinity).logical_not();
+
+    private static Tensor LogSumExp(ScoreMap map, AttentionOptions options)
+    {
+        var rows = RowsWithPairs(map).squeeze(-1);
+        var sunk = WithSink(map.Scores, options.Sinks, map.Heads);
+        return sunk.shape[^1] == 0 ? full_like(rows, double.NegativeInfinity, sunk.dtype) : sunk.logsumexp(-1).masked_fill(rows.logical_not(), double.NegativeInfinity);
+    }
+
+    private static AttentionStatistics Statistics(ScoreMap map, Tensor weights, AttentionOptions options, AttentionStatisticsRequest request)
+    {
+        using var still = no_grad();
+        using var scope = NewDisposeScope();
+        var keys = weights.shape[^1];
+        var some = RowsWithPairs(map).squeeze(-1);
+        var logSumExp = LogSumExp(map, options);
+        Tensor Keep(Tensor statistic, ScalarType type = ScalarType.Float32) => statistic.to(type).alias().MoveToOuterDisposeScope();
+        Tensor? entropy = null, maximum = null, maximumKey = null, distance = null, setMass = null, topWeights = null, topKeys = null, received = null;
+        if (request.Entropy)
+        {
+            var sum = xlogy(weights, weights).sum(-1).neg();
+            if (options.Sinks is { } sinks)
+            {
+                var sink = exp(Choose(sinks.to(logSumExp.dtype).view(1, -1, 1, 1), map.Heads, null).squeeze(-1) - logSumExp);
+                sum = (sum - xlogy(sink, sink)).masked_fill(some.logical_not(), 0);
+            }
+
+            entropy = Keep(sum);
+        }
+
+        var index = arange(keys, dtype: int64, device: weights.device);
+        if (request.Maximum)
+        {
+            var largest = keys == 0 ? zeros(weights.shape[..^1], weights.dtype) : weights.amax([-1L]);
+            var places = keys == 0 ? zeros_like(largest) : where(weights.eq(largest.unsqueeze(-1)), index, keys).amin([-1L]);
+            maximum = Keep(largest);
+            maximumKey = Keep(places.masked_fill(some.logical_not(), -1), ScalarType.Int32);
+        }
+
+        if (request.MeanDistance)
+        {
+            distance = Keep((weights * (map.Position - map.KeyIndex).abs().to(weights.dtype)).sum(-1));
+        }
+
+        if (request.KeySet is { } set)
+        {
+            var members = set.to(weights.device).to(weights.dtype).view(-1, 1, 1, set.shape[^1]);
+            setMass = Keep((weights.narrow(-1, 0, set.shape[^1]) * members).sum(-1));
+        }
+
+        if (request.TopCount > 0)
+        {
+            var count = Math.Min(request.TopCount, keys);
+            var (sorted, places) = sort(weights, -1, descending: true, stable: true);
+            sorted = sorted.narrow(-1, 0, count);
+            places = places.narrow(-1, 0, count).masked_fill(sorted.eq(0), -1);
+            topWeights = Keep(nn.functional.pad(sorted, [0, request.TopCount - count]));
+            topKeys = Keep(nn.functional.pad(places, [0, request.TopCount - count], value: -1), ScalarType.Int32);
+        }
+
+        if (request.MassPerKey)
+        {
+            received = Keep(weights.sum(-2));
+        }
+
+        return new()
+        {
+            LogSumExp = Keep(logSumExp),
+            Entropy = entropy,
+            Maximum = maximum,
+            MaximumKey = maximumKey,
+            MeanDistance = distance,
+            SetMass = setMass,
+            TopWeights = topWeights,
+            TopKeys = topKeys,
+            MassPerKey = received,
+        };
     }
 
     private static Tensor Mix(Tensor weights, Tensor value, Tensor allowed)
@@ -191,12 +280,13 @@ internal static class PlainAttention
         return cat([scores, column.expand(scores.shape[0], scores.shape[1], scores.shape[2], 1)], -1);
     }
 
-    /// <summary>Aligned positions of the queries <c>[B, 1, Nq, 1]</c>, indices of the keys <c>[B, 1, 1, Nk]</c> within their sequence (packed: <c>[1, 1, Nq, Nk]</c>), and which pairs lie within a sequence.</summary>
-    private static (Tensor Position, Tensor KeyIndex, Tensor Exists) Positions(Tensor query, Tensor key, AttentionOptions options)
+    /// <summary>Aligned positions of the queries <c>[B, 1, Nq, 1]</c>, indices of the keys <c>[B, 1, 1, Nk]</c> within their sequence, and which pairs lie within a
+    /// sequence <c>[B, 1, Nq, Nk]</c>; all broadcast.</summary>
+    private static (Tensor Position, Tensor KeyIndex, Tensor Exists) Positions(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<long>? rows)
     {
         var device = query.device;
         var (queries, keys) = (query.shape[2], key.shape[2]);
-        var row = arange(queries, dtype: int64, device: device).view(1, 1, -1, 1);
+        var row = (rows is null ? arange(queries, dtype: int64, device: device) : tensor(rows.ToArray(), device: device)).view(1, 1, -1, 1);
         var column = arange(keys, dtype: int64, device: device).view(1, 1, 1, -1);
         var toStart = options.Causal == Causality.AlignedToStart;
         if (options.QueryOffsets is { } queryOffsets)
@@ -220,24 +310,32 @@ internal static class PlainAttention
         return (position, column, (row < queryLengths).logical_and(column < keyLengths));
     }
 
-    private static (Tensor Listed, Tensor Bias) Expand(BlockMask mask, long batch, long heads, long queries, long keys, Tensor like)
+    /// <summary>The pairs of a block mask, and its biases if it has any, for chosen heads and rows: <c>[mask batches, heads, rows, Nk]</c>.</summary>
+    private static (Tensor Listed, Tensor? Bias) Expand(BlockMask mask, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
     {
-        var listed = new bool[mask.Batches * mask.Heads * queries * keys];
+        var headCount = mask.Heads == 1 ? 1 : heads?.Count ?? mask.Heads;
+        var rowCount = rows?.Count ?? (int)mask.QueryLength;
+        var keys = mask.KeyLength;
+        var listed = new bool[mask.Batches * headCount * rowCount * keys];
         var bias = new float[listed.LongLength];
+        var biased = false;
         long at = 0;
         for (var b = 0; b < mask.Batches; b++)
         {
-            for (var h = 0; h < mask.Heads; h++)
+            for (var h = 0; h < headCount; h++)
             {
-                for (long i = 0; i < queries; i++)
+                var head = mask.Heads == 1 ? 0 : heads?[h] ?? h;
+                for (var r = 0; r < rowCount; r++)
                 {
-                    var (start, end) = mask.Row(b, h, (int)(i / mask.QueryBlock));
+                    var row = rows?[r] ?? r;
+                    var (start, end) = mask.Row(b, head, (int)(row / mask.QueryBlock));
                     for (var entry = start; entry < end; entry++)
                     {
                         var first = (long)mask.KeyBlockAt(entry) * mask.KeyBlock;
+                        biased |= mask.BiasAt(entry) != 0;
                         for (var j = first; j < Math.Min(first + mask.KeyBlock, keys); j++)
                         {
-                            listed[at + j] = mask.Allows(b, h, i, j);
+                            listed[at + j] = mask.Allows(b, head, row, j);
                             bias[at + j] = mask.BiasAt(entry);
                         }
                     }
@@ -247,8 +345,8 @@ internal static class PlainAttention
             }
         }
 
-        Tensor Shape(Tensor flat) => flat.view(mask.Batches, mask.Heads, queries, keys).expand(batch, heads, queries, keys).to(like.device);
-        return (Shape(tensor(listed)), Shape(tensor(bias).to(like.dtype)));
+        long[] shape = [mask.Batches, headCount, rowCount, keys];
+        return (tensor(listed).view(shape), biased ? tensor(bias).view(shape) : null);
     }
 
     private static Tensor RepeatHeads(Tensor keyOrValue, long heads) =>
@@ -266,13 +364,5 @@ internal static class PlainAttention
         return map;
     }
 
-    private static Tensor Choose(Tensor map, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
-    {
-        if (heads is not null)
-        {
-            map = map.index_select(1, tensor(heads.Select(head => (long)head).ToArray(), device: map.device));
-        }
-
-        return rows is null ? map : map.index_select(2, tensor(rows.ToArray(), device: map.device));
-    }
+    private record struct ScoreMap(Tensor Scores, Tensor Allowed, Tensor Position, Tensor KeyIndex, IReadOnlyList<int>? Heads);
 }

@@ -10,7 +10,7 @@ public unsafe class DecodingAttentionTests
         spec =>
         {
             using var problem = new AttentionProblem(spec);
-            Assert.True(DecodingAttention.TryForward<UnmodifiedScore, AllPairs>(problem.Arguments));
+            Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
             AssertAgrees(problem, problem.Reference());
         },
         iter: 300,
@@ -21,7 +21,7 @@ public unsafe class DecodingAttentionTests
         spec =>
         {
             using var problem = new AttentionProblem(spec);
-            Assert.True(DecodingAttention.TryForward<UnmodifiedScore, AllPairs>(problem.Arguments));
+            Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
             AssertAgrees(problem, problem.Reference());
         },
         iter: 1000,
@@ -37,7 +37,7 @@ public unsafe class DecodingAttentionTests
             foreach (var threads in (int[])[1, 2, 3, 7])
             {
                 problem.Arguments.Threads = threads;
-                Assert.True(DecodingAttention.TryForward<UnmodifiedScore, AllPairs>(problem.Arguments));
+                Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
                 float[] actual = [.. new ReadOnlySpan<float>((float*)problem.Arguments.Output.Data, count), .. problem.LogSumExp];
                 expected ??= actual;
                 Assert.Equal(expected.Select(BitConverter.SingleToInt32Bits), actual.Select(BitConverter.SingleToInt32Bits));
@@ -59,7 +59,7 @@ public unsafe class DecodingAttentionTests
                 value.Row(random.Next(spec.Batch), random.Next(spec.KeyHeads), random.Next(spec.Keys))[random.Next(spec.ValueWidth)] = float.NaN;
             }
 
-            Assert.True(DecodingAttention.TryForward<UnmodifiedScore, AllPairs>(problem.Arguments));
+            Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
             AssertAgrees(problem, problem.Reference());
         },
         iter: 200,
@@ -75,7 +75,7 @@ public unsafe class DecodingAttentionTests
             Group = group, KeyHeads = keyHeads, Queries = 1, Keys = 9000, Width = width, ValueWidth = width, Causal = Causality.AlignedToEnd, Sinks = true, Seed = 5,
         });
         problem.Arguments.Threads = 2;
-        Assert.True(DecodingAttention.TryForward<UnmodifiedScore, AllPairs>(problem.Arguments));
+        Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
         AssertAgrees(problem, problem.Reference());
     }
 
@@ -93,14 +93,18 @@ public unsafe class DecodingAttentionTests
         foreach (var spec in others)
         {
             using var problem = new AttentionProblem(spec);
-            Assert.False(DecodingAttention.TryForward<UnmodifiedScore, AllPairs>(problem.Arguments));
+            Assert.False(Decode<UnmodifiedScore, AllPairs>(problem));
             Assert.True(float.IsNaN(*problem.Arguments.Output.Row(0, 0, 0)));
         }
 
         using var plain = new AttentionProblem(new ProblemSpec());
-        Assert.False(DecodingAttention.TryForward<WaveScore, AllPairs>(plain.Arguments));
-        Assert.False(DecodingAttention.TryForward<UnmodifiedScore, StripeMask>(plain.Arguments));
+        Assert.False(Decode<WaveScore, AllPairs>(plain));
+        Assert.False(Decode<UnmodifiedScore, StripeMask>(plain));
     }
+
+    private static bool Decode<TScore, TMask>(AttentionProblem problem)
+        where TScore : struct, IScoreModifier
+        where TMask : struct, IMaskPredicate => DecodingAttention.TryForward<TScore, TMask>(new CheckedProblem(problem.Arguments));
 
     private static Gen<ProblemSpec> Decodable(Gen<ProblemSpec> any) =>
         any.Select(spec => spec with { Normalizer = Normalizer.Softmax, QueryBlock = 0, Rank = 0, Sequences = 0, Modified = false, Predicated = false });

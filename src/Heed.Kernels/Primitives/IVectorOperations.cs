@@ -1,3 +1,5 @@
+using System.Runtime.Intrinsics;
+
 namespace Heed.Kernels;
 
 /// <summary>
@@ -31,6 +33,9 @@ internal unsafe interface IVectorOperations<TVector>
     /// <summary>Loads bfloat16 values and widens them.</summary>
     static abstract TVector LoadBFloat16(ushort* source);
 
+    /// <summary>Asks for a cache line that will be read soon; any address will do.</summary>
+    static abstract void Prefetch(float* address);
+
     static abstract TVector Add(TVector left, TVector right);
 
     static abstract TVector Subtract(TVector left, TVector right);
@@ -61,12 +66,18 @@ internal unsafe interface IVectorOperations<TVector>
     /// <summary>The lanes of <paramref name="whenSet"/> where the mask's lanes are set, those of <paramref name="whenClear"/> elsewhere.</summary>
     static abstract TVector Select(TVector mask, TVector whenSet, TVector whenClear);
 
+    /// <summary>Bit i is set where lane i of the left is greater.</summary>
+    static abstract uint GreaterThanBits(TVector left, TVector right);
+
     /// <summary>Lane i is set where bit i is.</summary>
     static abstract TVector MaskFromBits(uint bits);
 
     static abstract bool GreaterThanAny(TVector left, TVector right);
 
     static abstract float Sum(TVector vector);
+
+    /// <summary>The sums of four vectors, side by side: cheaper than four times <see cref="Sum"/>.</summary>
+    static abstract Vector128<float> SumEach(TVector first, TVector second, TVector third, TVector fourth);
 
     static abstract float MaxAcross(TVector vector);
 

@@ -9,6 +9,12 @@ internal static class ElfVersionNeeds
     private const uint GnuVersionNeeds = 0x6ffffffe;
     private const ushort WeakFlag = 2;
 
+    /// <summary>Bytes of an entry, of either kind.</summary>
+    private const int EntrySize = 16;
+
+    /// <summary>More entries than any library has; a chain that goes on is damaged, and following it could take for ever.</summary>
+    private const int MostEntries = 1 << 16;
+
     /// <summary>Marks every requirement of <paramref name="version"/> weak, so that the loader does not refuse the image where it is absent.</summary>
     /// <param name="image">The whole file; changed in place.</param>
     /// <param name="version">The version's name, for example <c>GLIBCXX_3.4.32</c>.</param>
@@ -49,6 +55,7 @@ internal static class ElfVersionNeeds
     private static bool MarkWeak(Span<byte> needs, ReadOnlySpan<byte> strings, ReadOnlySpan<byte> version)
     {
         var found = false;
+        var entries = 0;
         while (true)
         {
             var auxiliaries = BinaryPrimitives.ReadUInt16LittleEndian(needs[2..]);
@@ -63,6 +70,11 @@ internal static class ElfVersionNeeds
                     found = true;
                 }
 
+                if (++entries > MostEntries)
+                {
+                    return false;
+                }
+
                 auxiliary = auxiliary[(int)BinaryPrimitives.ReadUInt32LittleEndian(auxiliary[12..])..];
             }
 
@@ -70,6 +82,11 @@ internal static class ElfVersionNeeds
             if (next == 0)
             {
                 return found;
+            }
+
+            if (next < EntrySize || ++entries > MostEntries)
+            {
+                return false;
             }
 
             needs = needs[next..];

@@ -13,8 +13,9 @@ namespace Heed.Interop;
 /// </summary>
 /// <remarks>
 /// <para>Runs by itself when anything in Heed is first used. A program that calls TorchSharp before Heed calls <see cref="Load"/> first.</para>
-/// <para>libtorch is looked for, in this order, in: the folder that the environment variable <c>HEED_LIBTORCH</c> names; the folder of the
-/// runtime setting <c>Heed.LibTorchDirectory</c>; the program's own folder and its <c>runtimes/PLATFORM/native</c>; the NuGet package cache.</para>
+/// <para>libtorch is looked for, in this order, in: the folder that the environment variable <c>HEED_LIBTORCH</c> names; the folder that the file <c>libtorch.path</c>
+/// beside the program names; the folders in which the runtime itself looks for the program's native libraries; the program's own folder and its
+/// <c>runtimes/PLATFORM/native</c>; the NuGet package cache.</para>
 /// <para>The only TorchSharp that is published asks for <c>GLIBCXX_3.4.32</c>, which Debian 12 and Ubuntu 22.04 lack, but uses nothing of it.
 /// There, and only there, a private copy in which that requirement is marked weak is loaded in its place (see <see cref="ElfVersionNeeds"/>).
 /// The package cache is never written to.</para>
@@ -67,10 +68,10 @@ public static class NativeLibraries
         {
             Load();
         }
-        catch (DllNotFoundException error)
+        catch (Exception error) when (error is DllNotFoundException or BadImageFormatException or IOException or UnauthorizedAccessException)
         {
             // A module initializer that throws hides its reason behind a TypeInitializationException: the explicit call reports it instead.
-            Debug.WriteLine(error.Message);
+            Trace.WriteLine(error.Message);
         }
     }
 
@@ -102,7 +103,7 @@ public static class NativeLibraries
         }
 
         LibTorchDirectory = libtorch;
-        LibTorchSharpPath = library = PrivateCopyWhereNeeded(library);
+        LibTorchSharpPath = library = PrivateCopyWhereNeeded(library, StandardLibrary(), CacheFolder());
         var handle = new Lazy<nint>(() => NativeLibrary.Load(library));
         var context = AssemblyLoadContext.GetLoadContext(TorchSharpAssembly) ?? AssemblyLoadContext.Default;
         context.ResolvingUnmanagedDll += (_, name) => name switch
@@ -121,9 +122,15 @@ public static class NativeLibraries
             yield return named;
         }
 
-        if (AppContext.GetData("Heed.LibTorchDirectory") is string configured)
+        var pointer = Path.Combine(AppContext.BaseDirectory, "libtorch.path");
+        if (File.Exists(pointer))
         {
-            yield return configured;
+            yield return File.ReadAllText(pointer).Trim();
+        }
+
+        foreach (var folder in (AppContext.GetData("NATIVE_DLL_SEARCH_DIRECTORIES") as string ?? "").Split(Path.PathSeparator, StringSplitOptions.RemoveEmptyEntries))
+        {
+            yield return folder;
         }
 
         yield return AppContext.BaseDirectory;
@@ -136,9 +143,14 @@ public static class NativeLibraries
         yield return Path.Combine(packages, "torchsharp", torchSharp ?? "", "runtimes", platform, "native");
     }
 
-    private static string PrivateCopyWhereNeeded(string library)
+    /// <summary>The library to load: the given one, or a copy without the version requirement where the system cannot meet it.</summary>
+    /// <param name="library">TorchSharp's native library; only read.</param>
+    /// <param name="standardLibrary">The system's C++ library; null where it is unknown, which is a reason to change nothing.</param>
+    /// <param name="cache">The folder that keeps the copy.</param>
+    /// <exception cref="DllNotFoundException">The copy is needed and cannot be written.</exception>
+    internal static string PrivateCopyWhereNeeded(string library, byte[]? standardLibrary, string cache)
     {
-        if (SystemProvidesVersion())
+        if (standardLibrary is null || standardLibrary.AsSpan().IndexOf("GLIBCXX_3.4.32\0"u8) >= 0)
         {
             return library;
         }
@@ -149,18 +161,34 @@ public static class NativeLibraries
             return library;
         }
 
-        var name = Convert.ToHexStringLower(SHA256.HashData(bytes))[..16];
-        var folder = Path.Combine(CacheFolder(), "native", name);
+        var folder = Path.Combine(cache, "native", Convert.ToHexStringLower(SHA256.HashData(bytes))[..16]);
         var copy = Path.Combine(folder, Path.GetFileName(library));
-        if (!File.Exists(copy) || new FileInfo(copy).Length != bytes.Length)
+        var partial = $"{copy}.{Path.GetRandomFileName()}";
+        try
         {
+            // Code is about to be loaded from there: what was left by an interrupted or another program's write does not count.
+            if (File.Exists(copy) && File.ReadAllBytes(copy).AsSpan().SequenceEqual(bytes))
+            {
+                return copy;
+            }
+
             Directory.CreateDirectory(folder);
-            var partial = $"{copy}.{Environment.ProcessId}";
             File.WriteAllBytes(partial, bytes);
             File.Move(partial, copy, overwrite: true);
-            Debug.WriteLine($"Heed: this system's libstdc++ lacks {VersionRequirement}; a copy of TorchSharp's native library that does not ask for it is at {copy}.");
+        }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException)
+        {
+            if (File.Exists(partial))
+            {
+                File.Delete(partial);
+            }
+
+            throw new DllNotFoundException(
+                $"This system's libstdc++ lacks {VersionRequirement}, and a copy of TorchSharp's native library that does without could not be written to {folder} ({error.Message}); "
+                + "name a folder that can be written to in the environment variable HEED_CACHE.", error);
         }
 
+        Trace.WriteLine($"Heed: this system's libstdc++ lacks {VersionRequirement}; a copy of TorchSharp's native library that does not ask for it is at {copy}.");
         return copy;
     }
 
@@ -175,15 +203,16 @@ public static class NativeLibraries
         return Path.Combine(local.Length > 0 ? local : Path.GetTempPath(), "heed");
     }
 
-    private static bool SystemProvidesVersion()
+    private static byte[]? StandardLibrary()
     {
         // The loaded libstdc++ is the one that counts, wherever the system keeps it: ask the loader, then read the file it mapped.
         if (!NativeLibrary.TryLoad("libstdc++.so.6", out _))
         {
-            return true;
+            return null;
         }
 
         var line = File.ReadLines("/proc/self/maps").FirstOrDefault(entry => entry.Contains("/libstdc++.so.6", StringComparison.Ordinal));
-        return line is null || File.ReadAllBytes(line[line.IndexOf('/', StringComparison.Ordinal)..]).AsSpan().IndexOf("GLIBCXX_3.4.32\0"u8) >= 0;
+        var path = line?[line.IndexOf('/', StringComparison.Ordinal)..];
+        return path is not null && File.Exists(path) ? File.ReadAllBytes(path) : null;
     }
 }

@@ -1,0 +1,137 @@
+using System.CommandLine;
+using System.Diagnostics;
+using Heed.Lab.Benchmarks;
+using Spectre.Console;
+
+namespace Heed.Cli.Commands;
+
+/// <summary><c>heed bench</c>: speed and memory beside libtorch in the same run.</summary>
+internal static class BenchCommand
+{
+    private const string WaitPolicy = "OMP_WAIT_POLICY";
+
+    public static Command Create()
+    {
+        var names = new Argument<string[]>("name")
+        {
+            Description = $"What to measure: {string.Join(", ", BenchmarkFamily.All.Select(family => family.Name))}. Default: everything.",
+            Arity = ArgumentArity.ZeroOrMore,
+        };
+        var threads = new Option<int[]>("--threads") { Description = "Numbers of threads to measure with. Default: 1 and every processor.", AllowMultipleArgumentsPerToken = true };
+        var page = new Option<string?>("--out") { Description = "The page to write. Default: docs/benchmarks.md, and none with --quick.", HelpName = "FILE" };
+        var quick = new Option<bool>("--quick") { Description = "Small shapes and short measurements, to see that everything runs." };
+        var json = CommandExtensions.JsonOption();
+        names.AcceptOnlyFromAmong([.. BenchmarkFamily.All.Select(family => family.Name)]);
+        return new Command("bench", "Measure speed and memory beside libtorch, in one process with equal threads.") { names, threads, page, quick, json }
+            .Runs((result, terminal, cancellation) =>
+            {
+                // libtorch's idle threads spin and slow whatever runs next. Its OpenMP reads the policy once, when it is loaded: a process that started without it starts another.
+                if (Environment.GetEnvironmentVariable(WaitPolicy) is null)
+                {
+                    return RunAgain(result, cancellation);
+                }
+
+                LibTorchSetup.Ensure();
+                var isQuick = result.GetValue(quick);
+                var chosen = result.GetValue(names) is { Length: > 0 } some ? some : [.. BenchmarkFamily.All.Select(family => family.Name)];
+                var counts = result.GetValue(threads) is { Length: > 0 } given ? given : [.. new[] { 1, Environment.ProcessorCount }.Distinct()];
+                if (counts.Any(count => count < 1))
+                {
+                    throw new ArgumentException("--threads takes numbers of threads from 1 up.");
+                }
+
+                Run(chosen, counts, result.GetValue(page) ?? (isQuick ? null : Path.Combine("docs", "benchmarks.md")), isQuick, result.GetValue(json), terminal, cancellation);
+                return ExitCode.Success;
+            }, usesLibTorch: false);
+    }
+
+    private static void Run(string[] names, int[] counts, string? page, bool quick, bool json, Terminal terminal, CancellationToken cancellation)
+    {
+        var limits = new Dictionary<int, MachineLimits>();
+        foreach (var count in counts.Distinct())
+        {
+            terminal.Notice($"Measuring the machine's limits with {count} thread(s) ...");
+            limits[count] = MachineLimits.Measure(count);
+        }
+
+        var machine = BenchmarkReport.Machine();
+        var words = limits.Select(entry =>
+            $"{entry.Key} thread(s): {entry.Value.FusedMultiplyAddGigaflops:0} GFLOP/s multiply-add peak, {entry.Value.ReadGigabytesPerSecond:0.0} GB/s read").ToList();
+        var all = new List<BenchmarkResult>();
+        foreach (var family in BenchmarkFamily.All.Where(family => names.Contains(family.Name)))
+        {
+            var rows = new List<BenchmarkResult>();
+            foreach (var count in limits.Keys)
+            {
+                foreach (var row in family.Run(new(count, quick, limits[count], cancellation)))
+                {
+                    rows.Add(row);
+                    terminal.Notice($"{row.Name,-28} {row.Shape,-34} {row.Threads}t  {row.Milliseconds,10:0.000} ms  {row.Ratio,6:0.00} x {row.Peer}{(row.FractionOfLimit is { } share ? $"  {share:P0} of limit" : "")}");
+                }
+            }
+
+            all.AddRange(rows);
+            if (page is not null)
+            {
+                // Written family by family: what a stopped run has measured stays.
+                BenchmarkReport.Update(page, new(family.Name, DateTime.UtcNow, machine, words, rows));
+            }
+        }
+
+        if (json)
+        {
+            terminal.WriteJson(all);
+            return;
+        }
+
+        terminal.Console.WriteLine(machine);
+        words.ForEach(line => terminal.Console.WriteLine(line));
+        terminal.Console.Write(Table(all));
+        if (page is not null)
+        {
+            terminal.Notice($"Wrote {page}.");
+        }
+    }
+
+    private static Table Table(List<BenchmarkResult> rows)
+    {
+        var table = new Table().Border(TableBorder.Rounded);
+        foreach (var column in new[] { "work", "shape", "threads", "ours, ms", "peer", "peer, ms", "ratio", "of limit", "aim", "met" })
+        {
+            table.AddColumn(column);
+        }
+
+        foreach (var row in rows)
+        {
+            table.AddRow(
+                Markup.Escape(row.Name), Markup.Escape(row.Shape), $"{row.Threads}", $"{row.Milliseconds:0.000}", Markup.Escape(row.Peer), $"{row.PeerMilliseconds:0.000}",
+                $"{row.Ratio:0.00}", $"{row.FractionOfLimit:P0}", Markup.Escape(row.Aim ?? ""), row.Met switch { true => "[green]yes[/]", false => "[red]no[/]", null => "" });
+        }
+
+        return table;
+    }
+
+    private static int RunAgain(ParseResult result, CancellationToken cancellation)
+    {
+        // Under the program's own name it is started as it was; hosted by something else (`dotnet`, a test), through its library.
+        var library = typeof(BenchCommand).Assembly;
+        var own = Environment.ProcessPath is { } path && (Path.GetFileNameWithoutExtension(path) == "heed" || Path.GetFileName(path).StartsWith(library.GetName().Name!, StringComparison.Ordinal));
+        var start = new ProcessStartInfo(own ? Environment.ProcessPath! : "dotnet") { UseShellExecute = false };
+        if (!own)
+        {
+            start.ArgumentList.Add(Path.Combine(AppContext.BaseDirectory, $"{library.GetName().Name}.dll"));
+        }
+
+        foreach (var token in result.Tokens)
+        {
+            start.ArgumentList.Add(token.Value);
+        }
+
+        start.Environment[WaitPolicy] = "passive";
+        using var child = Process.Start(start) ?? throw new InvalidOperationException("The measuring process did not start.");
+        using var stop = cancellation.Register(child.Kill);
+        child.WaitForExit();
+        cancellation.ThrowIfCancellationRequested();
+        return child.ExitCode;
+    }
+}

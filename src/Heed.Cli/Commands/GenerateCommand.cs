@@ -1,0 +1,110 @@
+using System.CommandLine;
+using System.Globalization;
+using Heed.Models;
+using Heed.Models.Generation;
+using TorchSharp;
+
+namespace Heed.Cli.Commands;
+
+/// <summary><c>heed generate</c>: continue a text.</summary>
+internal static class GenerateCommand
+{
+    private const double MegaByte = 1 << 20;
+
+    public static Command Create()
+    {
+        var prompt = new Argument<string>("PROMPT") { Description = "The text to continue; without it, the model starts a text of its own.", Arity = ArgumentArity.ZeroOrOne, DefaultValueFactory = _ => "" };
+        var model = new Option<string>("--model") { Description = "A model folder (config.json, weights, tokenizer.json), or a shipped model's name.", HelpName = "NAME|FOLDER", DefaultValueFactory = _ => ModelFolder.Default };
+        var defaults = new GenerationOptions();
+        var tokens = new Option<int>("--tokens") { Description = "The most tokens to generate.", HelpName = "N", DefaultValueFactory = _ => defaults.MaximumTokens }.AtLeast(1);
+        var temperature = new Option<double>("--temperature") { Description = "Divides the logits before a token is drawn; 0: always the likeliest token.", HelpName = "T", DefaultValueFactory = _ => 0.8 }.Between(0, 100);
+        var topK = new Option<int>("--top-k") { Description = "Draw among this many likeliest tokens; 0: all.", HelpName = "K", DefaultValueFactory = _ => defaults.TopK }.AtLeast(0);
+        var topP = new Option<double>("--top-p") { Description = "Draw among the fewest likeliest tokens that together have this probability.", HelpName = "P", DefaultValueFactory = _ => 0.95 }
+            .Within(share => share is > 0 and <= 1, "above 0 and at most 1");
+        var seed = new Option<int>("--seed") { Description = "Seed of the draws: the same seed gives the same text.", HelpName = "N" };
+        var threads = CommandExtensions.ThreadsOption();
+        var json = CommandExtensions.JsonOption();
+
+        var command = new Command("generate", "Continue a text with a model, as it is written; then tokens per second and the cache's size.") { prompt, model, tokens, temperature, topK, topP, seed, threads, json };
+        return command.Runs((result, terminal, cancellation) =>
+        {
+            if (result.GetValue(threads) is > 0 and var count)
+            {
+                torch.set_num_threads(count);
+            }
+
+            var folder = ModelFolder.Find(result.GetRequiredValue(model));
+            using var pretrained = PretrainedModel.Load(folder);
+            if (pretrained.Tokenizer is null)
+            {
+                throw new InvalidDataException($"The model in {folder} has no tokenizer.json, so text cannot be given to it.");
+            }
+
+            var start = result.GetValue(prompt) ?? "";
+            var options = new GenerationOptions
+            {
+                MaximumTokens = result.GetValue(tokens),
+                Temperature = result.GetValue(temperature),
+                TopK = result.GetValue(topK),
+                TopP = result.GetValue(topP),
+                Seed = result.GetValue(seed),
+            };
+            var forPrograms = result.GetValue(json);
+            if (!forPrograms)
+            {
+                terminal.Out.Write(Printable(start));
+            }
+
+            var generated = new TextGenerator(pretrained.Model, pretrained.Tokenizer).Generate(
+                start,
+                options,
+                piece =>
+                {
+                    if (!forPrograms)
+                    {
+                        terminal.Out.Write(Printable(piece));
+                        terminal.Out.Flush();
+                    }
+                },
+                cancellation);
+            if (forPrograms)
+            {
+                terminal.WriteJson(new
+                {
+                    Model = ModelFolder.NameOf(folder),
+                    Prompt = start,
+                    generated.Text,
+                    PromptTokens = generated.PromptTokens,
+                    Tokens = generated.Ids.Count,
+                    StopReason = generated.Reason,
+                    PromptSeconds = generated.PromptTime.TotalSeconds,
+                    Seconds = generated.DecodingTime.TotalSeconds,
+                    generated.TokensPerSecond,
+                    generated.CacheBytes,
+                    options.Temperature,
+                    options.TopK,
+                    options.TopP,
+                    options.Seed,
+                });
+                return ExitCode.Success;
+            }
+
+            terminal.Out.WriteLine();
+            terminal.Notice(string.Create(
+                CultureInfo.InvariantCulture,
+                $"\n{generated.Ids.Count} tokens at {generated.TokensPerSecond:F0} per second after {generated.PromptTime.TotalMilliseconds:F0} ms for {generated.PromptTokens} of prompt; cache {generated.CacheBytes / MegaByte:F1} MB; {Why(generated.Reason)}."));
+            return ExitCode.Success;
+        });
+    }
+
+    private static string Why(StopReason reason) => reason switch
+    {
+        StopReason.StopToken => "the model ended the text",
+        StopReason.ContextLength => "the model's context is full",
+        _ => "stopped at --tokens",
+    };
+
+    /// <summary>A model may write anything; what a terminal would take for a command is shown as a replacement character.</summary>
+    private static string Printable(string text) =>
+        Console.IsOutputRedirected ? text : string.Concat(text.Select(letter => char.IsControl(letter) && letter is not ('\n' or '\t') ? '\uFFFD' : letter));
+}

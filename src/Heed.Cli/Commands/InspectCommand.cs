@@ -1,0 +1,167 @@
+using System.CommandLine;
+using System.Globalization;
+using Heed.Lab;
+using Heed.Lab.Inspection;
+using Heed.Models;
+using Spectre.Console;
+using TorchSharp;
+
+namespace Heed.Cli.Commands;
+
+/// <summary><c>heed inspect</c>: run a model on a text and write a report of what it attended to.</summary>
+internal static class InspectCommand
+{
+    private const long MegaByte = 1 << 20;
+
+    // No tokenizer makes tokens this long on average; what lies beyond could not be shown.
+    private const int MostBytesPerToken = 64;
+
+    public static Command Create()
+    {
+        var model = new Option<string>("--model") { Description = "A model folder (config.json, weights, tokenizer.json), or a shipped model's name.", HelpName = "NAME|FOLDER", DefaultValueFactory = _ => ModelFolder.Default };
+        var text = new Option<string?>("--text") { Description = "UTF-8 text to read; - for standard input. Without it, the page that ships with the model.", HelpName = "FILE|-" };
+        var output = new Option<string>("--out") { Description = "The report to write.", HelpName = "FILE", DefaultValueFactory = _ => "report.html" };
+        var tokens = new Option<int>("--tokens") { Description = $"The most tokens to look at. Default: the model's context, at most {InspectionOptions.DefaultTokens}.", HelpName = "N" }.Between(2, InspectionReport.MaximumTokens);
+        var budget = new Option<double>("--map-budget")
+        {
+            Description = "Megabytes that the attention maps may take in the report; less makes them coarser.",
+            HelpName = "MB",
+            DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
+        }.Between(0.1, 1000);
+        var threads = CommandExtensions.ThreadsOption();
+        var json = CommandExtensions.JsonOption();
+        var command = new Command("inspect", "Run a model on a text and write a report (one HTML page) of what every head attends to.") { model, text, output, tokens, budget, threads, json };
+        return command.Runs((result, terminal, cancellation) =>
+        {
+            var options = new InspectionOptions { Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte) };
+            if (result.GetValue(threads) is > 0 and var count)
+            {
+                torch.set_num_threads(count);
+            }
+
+            var folder = ModelFolder.Find(result.GetRequiredValue(model));
+            var mostBytes = (long)MostBytesPerToken * Math.Max(1024, options.Tokens ?? InspectionOptions.DefaultTokens);
+            var (page, source) = TextSource.Read(result.GetValue(text), folder, mostBytes, cancellation);
+            var path = result.GetRequiredValue(output);
+            using var pretrained = PretrainedModel.Load(folder);
+            var inspection = WithProgress(terminal, progress =>
+                Inspector.Run(pretrained, ModelFolder.NameOf(folder), page, source, options, progress, cancellation));
+            AtomicFile.Write(path, stream => InspectionReport.Write(inspection, stream));
+
+            if (result.GetValue(json))
+            {
+                terminal.WriteJson(ForPrograms(inspection, path));
+            }
+            else
+            {
+                Print(terminal.Console, inspection, path);
+            }
+
+            return ExitCode.Success;
+        });
+    }
+
+    private static InspectionResult WithProgress(Terminal terminal, Func<IProgress<InspectionProgress>?, InspectionResult> run)
+    {
+        if (!terminal.Notices.Profile.Capabilities.Interactive)
+        {
+            return run(null);
+        }
+
+        return terminal.Notices.Progress().AutoClear(true).Columns(new TaskDescriptionColumn(), new ProgressBarColumn(), new RemainingTimeColumn()).Start(context =>
+        {
+            var task = context.AddTask("Reading");
+            return run(new Reporter(step => task.Value = 100.0 * step.Done / step.Total));
+        });
+    }
+
+    private static void Print(IAnsiConsole console, InspectionResult inspection, string path)
+    {
+        var table = new Table().Border(TableBorder.Simple);
+        foreach (var (name, left) in new[]
+        {
+            ("layer", false), ("head", false), ("entropy", false), ("of most", false), ("on first", false), ("distance", false), ("previous", false), ("self", false), ("induction", false), ("looks", true),
+        })
+        {
+            table.AddColumn(new TableColumn(name) { Alignment = left ? Justify.Left : Justify.Right });
+        }
+
+        var layer = 0;
+        foreach (var head in inspection.Heads)
+        {
+            if (head.Layer != layer)
+            {
+                table.AddEmptyRow();
+                layer = head.Layer;
+            }
+
+            var statistics = head.Statistics;
+            table.AddRow(
+                Text(head.Layer), Text(head.Head), Text(statistics.Entropy, "F2"), Percent(statistics.EntropyShare), Percent(statistics.FirstMass), Text(statistics.MeanDistance, "F1"),
+                Percent(statistics.PreviousShare), Percent(statistics.SelfShare), statistics.Induction is { } induction ? Percent(induction) : "–",
+                $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]");
+        }
+
+        console.Write(table);
+        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token; mean distance in tokens; rows whose largest weight is the previous token or the token itself");
+        foreach (var notice in inspection.Notices)
+        {
+            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"[yellow]{notice}[/]");
+        }
+
+        console.WriteLine();
+        console.MarkupLineInterpolated(
+            CultureInfo.InvariantCulture,
+            $"[bold]{inspection.Model.Name}[/] on {inspection.Source}: {inspection.Tokens.Count:N0} tokens, [bold]{inspection.BitsPerByte:F3}[/] bits per byte, {inspection.LossPerToken:F3} nats per token ({inspection.Seconds:F1} s)");
+        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"Report: [bold]{path}[/] ({new FileInfo(path).Length / (double)MegaByte:F1} MB); open it in a browser.");
+    }
+
+    private static object ForPrograms(InspectionResult inspection, string path) => new
+    {
+        inspection.Model,
+        inspection.Source,
+        Tokens = inspection.Tokens.Count,
+        inspection.PredictedTokens,
+        inspection.PredictedBytes,
+        inspection.LossPerToken,
+        inspection.BitsPerByte,
+        inspection.Seconds,
+        Report = path,
+        inspection.Notices,
+        Heads = inspection.Heads.Select(head => new
+        {
+            head.Layer,
+            head.Head,
+            head.Look,
+            head.Statistics.Entropy,
+            head.Statistics.EntropyShare,
+            head.Statistics.FirstMass,
+            head.Statistics.MeanDistance,
+            head.Statistics.PreviousShare,
+            head.Statistics.SelfShare,
+            head.Statistics.Induction,
+        }),
+        TokenLosses = inspection.Tokens.Select(token => token.Loss),
+    };
+
+    private static string Text(IFormattable value, string? format = null) => value.ToString(format, CultureInfo.InvariantCulture);
+
+    private static string Percent(double share) => Text(100 * share, share is > 0 and < 0.0995 ? "F1" : "F0") + "%";
+
+    private static string Colour(HeadLook look) => look switch
+    {
+        HeadLook.Previous => "blue",
+        HeadLook.Self => "purple",
+        HeadLook.Induction => "hotpink2",
+        HeadLook.Sink => "grey",
+        HeadLook.Local => "green",
+        HeadLook.Broad => "darkorange",
+        _ => "default",
+    };
+
+    /// <summary>Unlike <see cref="Progress{T}"/>, reports on the thread that does the work, so that the last report is not lost.</summary>
+    private sealed class Reporter(Action<InspectionProgress> report) : IProgress<InspectionProgress>
+    {
+        public void Report(InspectionProgress value) => report(value);
+    }
+}

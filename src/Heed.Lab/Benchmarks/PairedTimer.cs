@@ -1,0 +1,71 @@
+using System.Diagnostics;
+
+namespace Heed.Lab.Benchmarks;
+
+/// <summary>Times two pieces of work in turn, so that a machine whose speed drifts slows both alike.</summary>
+internal static class PairedTimer
+{
+    /// <summary>Median times and the median of the pairwise ratios.</summary>
+    /// <param name="ours">Our work.</param>
+    /// <param name="peer">The peer's; null: none.</param>
+    /// <param name="budget">How long to measure altogether, after the warm-up. At least three pairs are measured.</param>
+    /// <param name="cancellation">Stops between two runs.</param>
+    public static (double Ours, double? Peer, double? Ratio) Measure(Action ours, Action? peer, TimeSpan budget, CancellationToken cancellation)
+    {
+        Once(ours);
+        if (peer is not null)
+        {
+            Once(peer);
+        }
+
+        var oursTimes = new List<double>();
+        var peerTimes = new List<double>();
+        var clock = Stopwatch.StartNew();
+        while (oursTimes.Count < 3 || (clock.Elapsed < budget && oursTimes.Count < 200))
+        {
+            cancellation.ThrowIfCancellationRequested();
+            oursTimes.Add(Once(ours));
+            if (peer is not null)
+            {
+                peerTimes.Add(Once(peer));
+            }
+        }
+
+        return peer is null
+            ? (Median(oursTimes), null, null)
+            : (Median(oursTimes), Median(peerTimes), Median(oursTimes.Zip(peerTimes, (a, b) => b / a)));
+    }
+
+    /// <summary>How much the resident set grows at most while the work runs, in bytes; null where the system does not tell.</summary>
+    public static long? PeakGrowth(Action work)
+    {
+        const string Reset = "/proc/self/clear_refs";
+        try
+        {
+            File.WriteAllText(Reset, "5");
+            var before = Status("VmRSS:");
+            work();
+            return Math.Max(0, Status("VmHWM:") - before);
+        }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException)
+        {
+            return null;
+        }
+    }
+
+    public static double Median(IEnumerable<double> values)
+    {
+        var sorted = values.Order().ToArray();
+        return sorted.Length % 2 == 1 ? sorted[sorted.Length / 2] : (sorted[(sorted.Length / 2) - 1] + sorted[sorted.Length / 2]) / 2;
+    }
+
+    private static double Once(Action work)
+    {
+        var start = Stopwatch.GetTimestamp();
+        work();
+        return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+    }
+
+    private static long Status(string key) =>
+        1024 * long.Parse(File.ReadLines("/proc/self/status").First(line => line.StartsWith(key, StringComparison.Ordinal))[key.Length..].Replace("kB", "", StringComparison.Ordinal).Trim());
+}

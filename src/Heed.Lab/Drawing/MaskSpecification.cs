@@ -1,0 +1,77 @@
+using System.Globalization;
+
+namespace Heed.Lab.Drawing;
+
+/// <summary>A mask as named on the command line: <c>name:option=value,option=value</c>. Every option must be read by the mask's builder, so that a misspelt one is an error.</summary>
+public sealed class MaskSpecification
+{
+    private readonly Dictionary<string, string> _options;
+    private readonly HashSet<string> _read = [];
+
+    private MaskSpecification(string name, Dictionary<string, string> options)
+    {
+        Name = name;
+        _options = options;
+    }
+
+    /// <summary>The mask's name, or the path of a file.</summary>
+    public string Name { get; }
+
+    /// <summary>Reads a specification.</summary>
+    /// <exception cref="ArgumentException">It is not of the form <c>name:option=value,option=value</c>.</exception>
+    public static MaskSpecification Parse(string text)
+    {
+        // The colon of a Windows drive is no separator.
+        var colon = text.IndexOf(':', text.Length > 1 && text[1] == ':' ? 2 : 0);
+        var options = new Dictionary<string, string>(StringComparer.Ordinal);
+        foreach (var part in colon < 0 ? [] : text[(colon + 1)..].Split(',', StringSplitOptions.RemoveEmptyEntries | StringSplitOptions.TrimEntries))
+        {
+            var equals = part.IndexOf('=');
+            if (equals < 1 || equals == part.Length - 1)
+            {
+                throw new ArgumentException($"'{part}' in '{text}' is not an option: write a mask as name:option=value,option=value, for example window:w=128.");
+            }
+
+            options[part[..equals].Trim()] = part[(equals + 1)..].Trim();
+        }
+
+        return new MaskSpecification((colon < 0 ? text : text[..colon]).Trim(), options);
+    }
+
+    /// <summary>A whole number of at least <paramref name="minimum"/>.</summary>
+    /// <exception cref="ArgumentException">The value is no such number.</exception>
+    public int Integer(string option, int fallback, int minimum)
+    {
+        var text = Text(option);
+        return text is null ? fallback
+            : int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var value) && value >= minimum ? value
+            : throw new ArgumentException($"{option} of the mask '{Name}' is a whole number of at least {minimum}, not '{text}'.");
+    }
+
+    /// <summary>A number.</summary>
+    /// <exception cref="ArgumentException">The value is no number.</exception>
+    public double Number(string option, double fallback)
+    {
+        var text = Text(option);
+        return text is null ? fallback
+            : double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out var value) ? value
+            : throw new ArgumentException($"{option} of the mask '{Name}' is a number, not '{text}'.");
+    }
+
+    /// <summary>A text; null where it is not given.</summary>
+    public string? Text(string option)
+    {
+        _read.Add(option);
+        return _options.GetValueOrDefault(option);
+    }
+
+    /// <summary>Refuses options that nobody asked for.</summary>
+    /// <exception cref="ArgumentException">There is one; the message lists those that exist.</exception>
+    public void RefuseUnread()
+    {
+        if (_options.Keys.FirstOrDefault(option => !_read.Contains(option)) is { } unknown)
+        {
+            throw new ArgumentException($"The mask '{Name}' has no option '{unknown}'; it has: {string.Join(", ", _read.Order(StringComparer.Ordinal))}.");
+        }
+    }
+}

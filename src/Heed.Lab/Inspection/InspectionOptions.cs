@@ -1,0 +1,22 @@
+namespace Heed.Lab.Inspection;
+
+/// <summary>How an inspection is made.</summary>
+public sealed record InspectionOptions
+{
+    /// <summary>Tokens that are looked at where nothing else is said: as many as a page stays fluid with.</summary>
+    public const int DefaultTokens = 2048;
+
+    /// <summary>Bytes of a report where nothing else is said.</summary>
+    public const long DefaultMapBudget = 13L << 20;
+
+    /// <summary>The most tokens to look at, the begin token included; null: <see cref="DefaultTokens"/>, or the model's context where that is shorter.</summary>
+    public int? Tokens { get; init; }
+
+    /// <summary>Bytes that maps and largest weights may take in the report. See <see cref="InspectionReport.Detail"/>.</summary>
+    public long MapBudget { get; init; } = DefaultMapBudget;
+}
+
+/// <summary>How far an inspection is.</summary>
+/// <param name="Done">Attention layers done.</param>
+/// <param name="Total">Attention layers to do in all.</param>
+public readonly record struct InspectionProgress(int Done, int Total);

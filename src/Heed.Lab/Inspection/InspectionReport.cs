@@ -1,0 +1,235 @@
+using System.Buffers.Binary;
+using System.IO.Compression;
+using System.Net;
+using System.Reflection;
+using System.Text;
+using System.Text.Encodings.Web;
+using System.Text.Json;
+using System.Text.Unicode;
+
+namespace Heed.Lab.Inspection;
+
+/// <summary>Writes an <see cref="InspectionResult"/> as one HTML page that needs nothing beside itself: no network, no other file.</summary>
+/// <remarks>
+/// The page is a template (<c>report.html</c>) with two kinds of data: one JSON object (tokens, statistics, looks), and per head a zlib-compressed block in base64 that
+/// the page opens when the head is first looked at. A block holds, one after another (16-bit values as all low bytes, then all high bytes, which compresses better): mass
+/// received by each token (square root of the share of the largest, 1/65535 steps), keys of the largest weights of each row (65535: none), the weights (1/65535 steps), and the cells of the
+/// <see cref="PooledMap"/>.
+/// </remarks>
+public static class InspectionReport
+{
+    /// <summary>The longest sequence that a report can hold: keys are 16-bit.</summary>
+    public const int MaximumTokens = 32768;
+
+    private const string Resource = "Heed.Lab.Inspection.report.html";
+    private const ushort NoKey = ushort.MaxValue;
+
+    /// <summary>Bytes that a head takes in the report at most (base64 of what does not compress at all).</summary>
+    public static long BytesPerHead(int tokens, int topCount, int tokensPerCell) => ((2L * tokens) + (4L * tokens * topCount) + PooledMap.BytesOf(tokens, tokensPerCell)) * 4 / 3;
+
+    /// <summary>How much detail fits a budget: two thirds of it for the maps, the rest for the largest weights.</summary>
+    /// <param name="tokens">Length of the sequence.</param>
+    /// <param name="heads">Number of heads in all.</param>
+    /// <param name="budget">Bytes that the heads may take in the report.</param>
+    /// <returns>Largest weights kept per row (2 to 16) and tokens along the side of a cell of the map. The least that makes a picture is kept even where the budget is smaller.</returns>
+    public static (int TopCount, int TokensPerCell) Detail(int tokens, int heads, long budget)
+    {
+        const int leastSide = 64;
+        var perHead = budget / Math.Max(1, heads);
+        var cell = 1;
+        while (PooledMap.SideOf(tokens, cell) > leastSide && PooledMap.BytesOf(tokens, cell) * 4 / 3 > perHead * 2 / 3)
+        {
+            cell++;
+        }
+
+        var top = 16;
+        while (top > 2 && BytesPerHead(tokens, top, cell) > perHead)
+        {
+            top--;
+        }
+
+        return (Math.Min(top, tokens), cell);
+    }
+
+    /// <summary>Writes the page.</summary>
+    /// <param name="inspection">What to show. Every head needs a map, all of the same shape.</param>
+    /// <param name="stream">Receives UTF-8.</param>
+    /// <exception cref="ArgumentException">A head has no map or other sizes than the tokens ask for, or there are more tokens than <see cref="MaximumTokens"/>.</exception>
+    public static void Write(InspectionResult inspection, Stream stream)
+    {
+        ArgumentNullException.ThrowIfNull(inspection);
+        ArgumentNullException.ThrowIfNull(stream);
+        var tokens = inspection.Tokens.Count;
+        if (tokens is 0 or > MaximumTokens)
+        {
+            throw new ArgumentException($"A report shows 1 to {MaximumTokens} tokens, not {tokens}: inspect fewer (--tokens).");
+        }
+
+        foreach (var head in inspection.Heads)
+        {
+            if (head.Map is null || head.Map.Tokens != tokens || head.MassReceived.Length != tokens || head.TopKeys.Length != tokens * inspection.TopCount
+                || head.TopWeights.Length != head.TopKeys.Length || head.Map.TokensPerCell != inspection.Heads[0].Map!.TokensPerCell)
+            {
+                throw new ArgumentException($"Head {head.Head} of layer {head.Layer} lacks a map, or its data are not those of {tokens} tokens.");
+            }
+        }
+
+        using var writer = new StreamWriter(stream, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false), 1 << 16, leaveOpen: true);
+        var template = Template();
+        var at = 0;
+        foreach (var (mark, write) in new (string, Action)[]
+        {
+            ("{{title}}", () => writer.Write(WebUtility.HtmlEncode($"What {inspection.Model.Name} attends to"))),
+            ("{{data}}", () => writer.Write(Data(inspection))),
+            ("{{blobs}}", () => WriteBlocks(inspection, writer)),
+        })
+        {
+            var found = template.IndexOf(mark, at, StringComparison.Ordinal);
+            writer.Write(template.AsSpan(at, found - at));
+            write();
+            at = found + mark.Length;
+        }
+
+        writer.Write(template.AsSpan(at));
+    }
+
+    private static string Template()
+    {
+        using var stream = typeof(InspectionReport).Assembly.GetManifestResourceStream(Resource)!;
+        using var reader = new StreamReader(stream);
+        return reader.ReadToEnd();
+    }
+
+    private static string Data(InspectionResult inspection)
+    {
+        using var buffer = new MemoryStream();
+        // Letters of every script stay readable; what could end a script element or a line of it (<, >, &, quotes, U+2028, controls) is escaped.
+        using (var json = new Utf8JsonWriter(buffer, new() { Encoder = JavaScriptEncoder.Create(UnicodeRanges.All) }))
+        {
+            var map = inspection.Heads.Count > 0 ? inspection.Heads[0].Map! : new PooledMap(inspection.Tokens.Count, 1, []);
+            json.WriteStartObject();
+            json.WriteString("generator", $"heed {Version()}");
+            json.WriteString("source", inspection.Source);
+            json.WriteStartObject("model");
+            json.WriteString("name", inspection.Model.Name);
+            json.WriteNumber("layers", inspection.Model.Layers);
+            json.WriteNumber("heads", inspection.Model.Heads);
+            json.WriteNumber("key_value_heads", inspection.Model.KeyValueHeads);
+            json.WriteNumber("parameters", inspection.Model.Parameters);
+            json.WriteEndObject();
+            Number(json, "bits_per_byte", inspection.BitsPerByte);
+            Number(json, "loss_per_token", inspection.LossPerToken);
+            json.WriteNumber("tokens_per_cell", map.TokensPerCell);
+            json.WriteNumber("side", map.Side);
+            json.WriteNumber("top_count", inspection.TopCount);
+            Array(json, "notices", inspection.Notices, json.WriteStringValue);
+            Array(json, "looks", Enum.GetValues<HeadLook>(), look =>
+            {
+                json.WriteStartObject();
+                json.WriteString("key", Key(look));
+                json.WriteString("word", HeadLooks.Word(look));
+                json.WriteString("meaning", HeadLooks.Meaning(look));
+                json.WriteEndObject();
+            });
+            json.WriteStartObject("tokens");
+            Array(json, "text", inspection.Tokens, token => json.WriteStringValue(token.Text));
+            Array(json, "loss", inspection.Tokens, token => Value(json, token.Loss, 4));
+            Array(json, "raw", Enumerable.Range(0, inspection.Tokens.Count).Where(i => !inspection.Tokens[i].IsText), json.WriteNumberValue);
+            json.WriteEndObject();
+            Array(json, "heads", inspection.Heads, head =>
+            {
+                var statistics = head.Statistics;
+                json.WriteStartObject();
+                json.WriteNumber("layer", head.Layer);
+                json.WriteNumber("head", head.Head);
+                json.WriteString("look", Key(head.Look));
+                Number(json, "entropy", statistics.Entropy);
+                Number(json, "entropy_share", statistics.EntropyShare);
+                Number(json, "first_mass", statistics.FirstMass);
+                Number(json, "mean_distance", statistics.MeanDistance);
+                Number(json, "previous_share", statistics.PreviousShare);
+                Number(json, "self_share", statistics.SelfShare);
+                Number(json, "induction", statistics.Induction);
+                Number(json, "received_max", MostReceived(head));
+                json.WriteEndObject();
+            });
+            json.WriteEndObject();
+        }
+
+        return Encoding.UTF8.GetString(buffer.GetBuffer().AsSpan(0, (int)buffer.Length));
+    }
+
+    private static void WriteBlocks(InspectionResult inspection, StreamWriter writer)
+    {
+        for (var index = 0; index < inspection.Heads.Count; index++)
+        {
+            writer.Write($"<script type=\"text/plain\" id=\"h{index}\">");
+            writer.Write(Convert.ToBase64String(Block(inspection.Heads[index])));
+            writer.Write("</script>\n");
+        }
+    }
+
+    private static byte[] Block(InspectedHead head)
+    {
+        using var buffer = new MemoryStream();
+        using (var zlib = new ZLibStream(buffer, CompressionLevel.Optimal, leaveOpen: true))
+        {
+            var most = MostReceived(head);
+            Words(zlib, head.MassReceived, mass => most > 0 ? (ushort)Math.Round(65535 * Math.Sqrt(Math.Clamp(mass / most, 0, 1))) : (ushort)0);
+            Words(zlib, head.TopKeys, key => key < 0 ? NoKey : (ushort)key);
+            Words(zlib, head.TopWeights, weight => (ushort)Math.Round(65535 * Math.Clamp(weight, 0f, 1f)));
+            zlib.Write(head.Map!.Cells);
+        }
+
+        return buffer.ToArray();
+    }
+
+    private static void Words<T>(Stream stream, T[] values, Func<T, ushort> encode)
+    {
+        var bytes = new byte[2 * values.Length];
+        Span<byte> word = stackalloc byte[2];
+        for (var i = 0; i < values.Length; i++)
+        {
+            BinaryPrimitives.WriteUInt16LittleEndian(word, encode(values[i]));
+            bytes[i] = word[0];
+            bytes[values.Length + i] = word[1];
+        }
+
+        stream.Write(bytes);
+    }
+
+    private static double MostReceived(InspectedHead head) => head.MassReceived.Where(float.IsFinite).DefaultIfEmpty(0).Max();
+
+    private static string Key(HeadLook look) => look.ToString().ToLowerInvariant();
+
+    private static void Array<T>(Utf8JsonWriter json, string name, IEnumerable<T> values, Action<T> write)
+    {
+        json.WriteStartArray(name);
+        foreach (var value in values)
+        {
+            write(value);
+        }
+
+        json.WriteEndArray();
+    }
+
+    private static void Number(Utf8JsonWriter json, string name, double? value)
+    {
+        json.WritePropertyName(name);
+        Value(json, value, 6);
+    }
+
+    private static void Value(Utf8JsonWriter json, double? value, int digits)
+    {
+        if (value is { } number && double.IsFinite(number))
+        {
+            json.WriteNumberValue(Math.Round(number, digits));
+        }
+        else
+        {
+            json.WriteNullValue();
+        }
+    }
+
+    private static string Version() => typeof(InspectionReport).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion.Split('+')[0] ?? "";
+}

@@ -1,0 +1,87 @@
+namespace Heed.Lab.Inspection;
+
+/// <summary>What a model is, for a report's heading.</summary>
+/// <param name="Name">Its name: a folder's name, or the shipped model's.</param>
+/// <param name="Layers">Number of layers.</param>
+/// <param name="Heads">Query heads per layer.</param>
+/// <param name="KeyValueHeads">Key/value heads per layer.</param>
+/// <param name="Parameters">Number of parameters.</param>
+public sealed record InspectedModel(string Name, int Layers, int Heads, int KeyValueHeads, long Parameters);
+
+/// <summary>One token of the input.</summary>
+/// <param name="Id">Its number in the vocabulary.</param>
+/// <param name="Text">What it stands for in the text; a token of part of a character: its bytes in angle brackets.</param>
+/// <param name="Loss">-ln of the probability that the model gave it, nats; null where nothing predicts it (the first token).</param>
+/// <param name="IsText">Whether <paramref name="Text"/> stands in the text as it is; false for special tokens and parts of characters.</param>
+public sealed record InspectedToken(int Id, string Text, double? Loss, bool IsText = true);
+
+/// <summary>One head.</summary>
+public sealed record InspectedHead
+{
+    /// <summary>The layer, from 0.</summary>
+    public required int Layer { get; init; }
+
+    /// <summary>The query head, from 0.</summary>
+    public required int Head { get; init; }
+
+    /// <summary>Its numbers.</summary>
+    public required HeadStatistics Statistics { get; init; }
+
+    /// <summary>What it looks like.</summary>
+    public HeadLook Look => HeadLooks.Of(Statistics);
+
+    /// <summary>Its map; null where only statistics were wanted.</summary>
+    public PooledMap? Map { get; init; }
+
+    /// <summary>Keys of the largest weights of every row, <c>[N, k]</c>, descending by weight; -1: no more.</summary>
+    public required int[] TopKeys { get; init; }
+
+    /// <summary>The weights, <c>[N, k]</c>.</summary>
+    public required float[] TopWeights { get; init; }
+
+    /// <summary>Mass received by every token from all rows, <c>[N]</c>.</summary>
+    public required float[] MassReceived { get; init; }
+
+    /// <summary>Entropy of every row, nats, <c>[N]</c>.</summary>
+    public required float[] Entropy { get; init; }
+}
+
+/// <summary>What a model did on a text.</summary>
+public sealed record InspectionResult
+{
+    /// <summary>The model.</summary>
+    public required InspectedModel Model { get; init; }
+
+    /// <summary>The input, token by token.</summary>
+    public required IReadOnlyList<InspectedToken> Tokens { get; init; }
+
+    /// <summary>Every head, by layer and then by head.</summary>
+    public required IReadOnlyList<InspectedHead> Heads { get; init; }
+
+    /// <summary>Bytes of UTF-8 that the predicted tokens stand for.</summary>
+    public required long PredictedBytes { get; init; }
+
+    /// <summary>Largest weights kept per row.</summary>
+    public required int TopCount { get; init; }
+
+    /// <summary>Where the text came from, for the heading.</summary>
+    public required string Source { get; init; }
+
+    /// <summary>Sentences that the reader must know (a text that was cut, for instance).</summary>
+    public IReadOnlyList<string> Notices { get; init; } = [];
+
+    /// <summary>Seconds that running the model with all statistics took.</summary>
+    public double Seconds { get; init; }
+
+    /// <summary>Number of tokens that something predicts.</summary>
+    public int PredictedTokens => Tokens.Count(token => token.Loss is not null);
+
+    /// <summary>Total loss of the predicted tokens, nats.</summary>
+    public double TotalLoss => Tokens.Sum(token => token.Loss ?? 0);
+
+    /// <summary>Mean loss of a predicted token, nats.</summary>
+    public double LossPerToken => TotalLoss / PredictedTokens;
+
+    /// <summary>Bits that the model needs per byte of the text.</summary>
+    public double BitsPerByte => TotalLoss / Math.Log(2) / PredictedBytes;
+}

@@ -1,0 +1,59 @@
+namespace Heed.Lab.Training;
+
+/// <summary>What a user may decide about a recipe's run.</summary>
+public sealed record RecipeOptions
+{
+    /// <summary>Folder that receives the result; a checkpoint lies in it while the run lasts.</summary>
+    public required string Output { get; init; }
+
+    /// <summary>Number of steps; null: the recipe's own, or what <see cref="Minutes"/> allow.</summary>
+    public long? Steps { get; init; }
+
+    /// <summary>Time to spend; the number of steps follows from the speed measured at the start. Null: not limited.</summary>
+    public double? Minutes { get; init; }
+
+    /// <summary>Seed of weights and order of data.</summary>
+    public int Seed { get; init; } = 1;
+
+    /// <summary>Number of threads; 0: every processor.</summary>
+    public int Threads { get; init; }
+
+    /// <summary>Whether to go on from the checkpoint of a stopped run.</summary>
+    public bool Resume { get; init; }
+
+    /// <summary>Text to train on instead of the recipe's own data; null: the recipe's own.</summary>
+    public string? TextFile { get; init; }
+}
+
+/// <summary>What a run left behind.</summary>
+/// <param name="Files">The files written, in order of importance.</param>
+/// <param name="Measures">What was measured at the end, by name.</param>
+public sealed record RecipeResult(IReadOnlyList<string> Files, IReadOnlyList<(string Name, string Value)> Measures);
+
+/// <summary>Something that <c>heed train</c> can train: data, model, plan and what is shipped at the end.</summary>
+public abstract class TrainingRecipe
+{
+    /// <summary>All recipes.</summary>
+    public static IReadOnlyList<TrainingRecipe> All { get; } = [new ReaderRecipe()];
+
+    /// <summary>Name on the command line.</summary>
+    public abstract string Name { get; }
+
+    /// <summary>What it trains, in one line.</summary>
+    public abstract string Summary { get; }
+
+    /// <summary>Where the result goes if nobody says otherwise.</summary>
+    public virtual string DefaultOutput => Path.Combine("models", Name);
+
+    /// <summary>The recipe of a name.</summary>
+    /// <exception cref="ArgumentException">There is none; the message lists them.</exception>
+    public static TrainingRecipe Find(string name) => All.FirstOrDefault(recipe => recipe.Name == name)
+        ?? throw new ArgumentException($"There is no recipe '{name}'; there are: {string.Join(", ", All.Select(recipe => recipe.Name))}.", nameof(name));
+
+    /// <summary>Trains to the end and writes the result.</summary>
+    /// <param name="options">What the user decided.</param>
+    /// <param name="notice">Told what happens, a sentence each.</param>
+    /// <param name="progress">Told after every step.</param>
+    /// <param name="cancellation">Stops the run after the current step; it can be resumed.</param>
+    public abstract RecipeResult Run(RecipeOptions options, Action<string> notice, Action<TrainingProgress> progress, CancellationToken cancellation);
+}

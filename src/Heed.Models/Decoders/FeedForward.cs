@@ -1,0 +1,44 @@
+using Heed.Heads;
+using static TorchSharp.torch;
+
+namespace Heed.Models.Decoders;
+
+/// <summary>The gated feed-forward layer of the Llama block, <c>down(act(gate(x)) * up(x))</c> (arXiv 2002.05202, equation 6).</summary>
+public sealed class FeedForward : nn.Module<Tensor, Tensor>
+{
+    private readonly Projection gate_proj;
+    private readonly Projection up_proj;
+    private readonly Projection down_proj;
+    private readonly string _activation;
+
+    internal FeedForward(DecoderConfiguration configuration, Generator? generator, bool initialize)
+        : base(nameof(FeedForward))
+    {
+        var (width, inner, bias) = (configuration.HiddenSize, configuration.IntermediateSize, configuration.FeedForwardBias);
+        _activation = configuration.Activation;
+        gate_proj = new Projection(width, inner, bias, generator, initialize);
+        up_proj = new Projection(width, inner, bias, generator, initialize);
+        down_proj = new Projection(inner, width, bias, generator, initialize);
+        RegisterComponents();
+    }
+
+    /// <summary>Names of the activations, as <c>config.json</c> has them.</summary>
+    internal static IReadOnlyList<string> Activations { get; } = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"];
+
+    /// <inheritdoc/>
+    public override Tensor forward(Tensor input)
+    {
+        using var scope = NewDisposeScope();
+        var gate = gate_proj.forward(input);
+        var active = _activation switch
+        {
+            "silu" => nn.functional.silu(gate),
+            "relu" => nn.functional.relu(gate),
+            "gelu" => nn.functional.gelu(gate),
+            _ => TanhGelu(gate),
+        };
+        return down_proj.forward(active * up_proj.forward(input)).MoveToOuterDisposeScope();
+    }
+
+    private static Tensor TanhGelu(Tensor input) => input * 0.5 * (((input + (input.pow(3) * 0.044715)) * Math.Sqrt(2 / Math.PI)).tanh() + 1);
+}

@@ -1,0 +1,70 @@
+using System.Text.Json;
+using Xunit;
+
+namespace Heed.Cli.Tests.Commands;
+
+public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture<TinyModelFolder>
+{
+    [Fact]
+    public async Task Text_goes_to_the_output_and_figures_to_the_notices()
+    {
+        var result = await Shell.RunAsync("generate", "Let there", "--model", folder.Model, "--tokens", "12");
+        Assert.Equal(0, result.Code);
+        Assert.StartsWith("Let there", result.Out, StringComparison.Ordinal);
+        Assert.Contains("12 tokens at ", result.Error, StringComparison.Ordinal);
+        Assert.Contains("cache", result.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Same_seed_gives_the_same_text_and_another_seed_another()
+    {
+        var first = await Json("generate", "Let there", "--seed", "5");
+        var second = await Json("generate", "Let there", "--seed", "5");
+        var other = await Json("generate", "Let there", "--seed", "6");
+        Assert.Equal(first.GetProperty("text").GetString(), second.GetProperty("text").GetString());
+        Assert.NotEqual(first.GetProperty("text").GetString(), other.GetProperty("text").GetString());
+    }
+
+    [Fact]
+    public async Task Streamed_text_is_the_text_of_the_json()
+    {
+        var streamed = await Shell.RunAsync("generate", "x", "--model", folder.Model, "--tokens", "20", "--temperature", "0");
+        var whole = await Json("generate", "x", "--tokens", "20", "--temperature", "0");
+        Assert.Equal("x" + whole.GetProperty("text").GetString() + Environment.NewLine, streamed.Out);
+        Assert.Equal(20, whole.GetProperty("tokens").GetInt32());
+        Assert.Equal(2, whole.GetProperty("prompt_tokens").GetInt32());
+        Assert.Equal("maximum_tokens", whole.GetProperty("stop_reason").GetString());
+        Assert.True(whole.GetProperty("cache_bytes").GetInt64() > 0);
+        Assert.True(whole.GetProperty("tokens_per_second").GetDouble() > 0);
+    }
+
+    [Fact]
+    public async Task Without_a_prompt_the_model_begins()
+    {
+        var result = await Json("generate", "--tokens", "3");
+        Assert.Equal(1, result.GetProperty("prompt_tokens").GetInt32());
+    }
+
+    [Fact]
+    public async Task Full_context_ends_the_text()
+    {
+        var result = await Json("generate", new string('a', 120), "--tokens", "100");
+        Assert.Equal("context_length", result.GetProperty("stop_reason").GetString());
+    }
+
+    [Fact]
+    public async Task Prompt_longer_than_the_context_is_refused()
+    {
+        var result = await Shell.RunAsync("generate", new string('a', 500), "--model", folder.Model, "--json");
+        Assert.Equal(1, result.Code);
+        Assert.Contains("context", Assert.Single(result.Error.TrimEnd().Split('\n')), StringComparison.Ordinal);
+        Assert.Empty(result.Out);
+    }
+
+    private async Task<JsonElement> Json(params string[] arguments)
+    {
+        var result = await Shell.RunAsync([.. arguments, "--model", folder.Model, "--json"]);
+        Assert.Equal("", result.Error);
+        return JsonDocument.Parse(result.Out).RootElement;
+    }
+}

@@ -49,7 +49,7 @@ internal static class ReaderCard
             ## Training
 
             AdamW (beta2 {run.Plan.Beta2}, weight decay {run.Plan.WeightDecay} on matrices), learning rate {run.Plan.LearningRate} after {run.Plan.WarmupSteps} steps of warm-up, cosine to {run.Plan.FinalShare:P0} of it, gradients clipped to norm {run.Plan.ClipNorm}; {run.TokensPerStep:N0}
-            tokens a step (one window where it is longer) in windows of {string.Join(", ", run.Windows)}; seed {run.Seed}. The loss of every step, averaged into points, is in `training.json`.
+            tokens a step (one window where it is longer); windows of {string.Join(", ", run.Windows)}; seed {run.Seed}. The loss of every step, averaged into points, is in `training.json`.
 
             Bits per byte are measured on every held-out text on its own, from its first byte, with the weights as they are shipped; a text longer than the context is read in pieces.
 

@@ -165,7 +165,7 @@ public sealed class ReaderRecipe : TrainingRecipe
             WeightType = StoredType.ToString().ToLowerInvariant(),
             HeldOutBitsPerByteBeforeRounding = Math.Round(exact, 4),
             HeldOutBitsPerByte = Math.Round(rounded, 4),
-            Windows = Stages.Select(stage => $"{stage.Window} tokens up to {stage.Until:P0} of the steps").ToList(),
+            Windows = Stages.Select(stage => $"{stage.Window:N0} tokens {(stage.Until < 1 ? $"up to {stage.Until:P0} of the steps" : "to the end")}").ToList(),
             Plan = plan,
             Validations = history.Validations.Select(point => new ValidationPoint(point.Step, Math.Round(point.Value, 4))).ToList(),
             Training = history.Averaged(150).Select(point => new TrainingPoint(

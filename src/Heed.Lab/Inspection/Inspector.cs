@@ -61,7 +61,7 @@ public static class Inspector
         using var scope = NewDisposeScope();
         using var still = no_grad();
         using var statistics = AttentionStatisticsProbe.OfEverything(topCount);
-        var maps = new MapPoolingProbe(cell, LayerDone);
+        var maps = new MapPoolingProbe(model.Hooks, cell, LayerDone);
         var ids = tokens.Select(token => (long)token.Id).ToArray();
         double?[] losses;
         using (model.Hooks.Install(statistics))

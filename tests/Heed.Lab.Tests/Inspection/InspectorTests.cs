@@ -239,6 +239,20 @@ public class InspectorTests
     }
 
     [Fact]
+    public void Edited_model_is_shown_as_edited()
+    {
+        using var pretrained = TinyModel.Create();
+        using var edit = pretrained.Model.Hooks.Install(new OnlyItself());
+        var inspection = Inspect(pretrained, Text, "a verse");
+        Assert.All(inspection.Heads, head =>
+        {
+            Assert.Equal(HeadLook.Self, head.Look);
+            Assert.Equal(1, head.Map![5, 5]);
+            Assert.Equal(0, head.Map[5, 4]);
+        });
+    }
+
+    [Fact]
     public void Cancellation_stops_and_leaves_no_hook()
     {
         using var pretrained = TinyModel.Create();
@@ -272,6 +286,13 @@ public class InspectorTests
         var square = new float[side, side];
         Buffer.BlockCopy(flat, 0, square, 0, flat.Length * sizeof(float));
         return square;
+    }
+
+    private sealed class OnlyItself : AttentionHook
+    {
+        public override AttentionStages StagesAt(AttentionSite site) => AttentionStages.Weights;
+
+        public override torch.Tensor OnWeights(AttentionCall call, torch.Tensor weights) => torch.eye(weights.shape[^1]).expand_as(weights);
     }
 
     private sealed class Collect(List<InspectionProgress> steps) : IProgress<InspectionProgress>

@@ -5,7 +5,8 @@ using System.Runtime.Intrinsics;
 
 namespace Heed.Kernels;
 
-/// <summary>Checks a call for the mass per key and picks the loop that is compiled for its normaliser and for the vectors of this machine.</summary>
+/// <summary>Checks a call for the mass per key and picks the loop that is compiled for its normaliser and for the vectors of this
+/// machine.</summary>
 internal static unsafe class MassPerKeyPass
 {
     /// <inheritdoc cref="FusedAttention.MassPerKey{TScore, TMask}(in AttentionArguments, float*, TScore, TMask)"/>
@@ -28,7 +29,8 @@ internal static unsafe class MassPerKeyPass
     }
 
     /// <summary>As <see cref="Compute{TScore, TMask}"/> with vectors of a given width.</summary>
-    internal static void Compute<TVector, TOps, TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+    internal static void Compute<TVector, TOps, TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier,
+        TMask predicate)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
         where TScore : struct, IScoreModifier
@@ -43,12 +45,15 @@ internal static unsafe class MassPerKeyPass
 
         if (mass == null)
         {
-            throw new ArgumentNullException(nameof(mass), $"The mass per key needs a place for [{problem.Batch}, {problem.Heads}, {problem.Keys}] numbers.");
+            throw new ArgumentNullException(
+                nameof(mass), $"The mass per key needs a place for [{problem.Batch}, {problem.Heads}, {problem.Keys}] numbers.");
         }
 
         if (arguments.Normalizer == Normalizer.Softmax && arguments.LogSumExp == null && problem.Queries > 0)
         {
-            throw new ArgumentException("The mass per key of a softmax is found from the log-sum-exp: give the forward pass a place for it and keep it.", nameof(arguments));
+            throw new ArgumentException(
+                "The mass per key of a softmax is found from the log-sum-exp: give the forward pass a place for it and keep it.",
+                    nameof(arguments));
         }
 
         switch (problem.Arguments.Normalizer)
@@ -67,8 +72,8 @@ internal static unsafe class MassPerKeyPass
 }
 
 /// <summary>
-/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries. It is cut into units as the backward
-/// pass is (<see cref="BackwardShape"/>), so its bits do not depend on the number of threads either.
+/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries.
+/// It is cut into units as the backward pass is (<see cref="BackwardShape"/>), so its bits do not depend on the number of threads either.
 /// </summary>
 internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, TMask> : ParallelLoop
     where TVector : struct
@@ -121,10 +126,12 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         unit.Slice = slice;
         var head = share * _shape.ShareHeads;
         ref readonly var a = ref _problem.Arguments;
-        BackwardPacking.Panels<TVector, TOps>(a.Key, slice.Batch, share / _shape.HeadParts, slice.KeyStart, slice.KeyLength, unit.KeyPanels, 0, _shape.Depth);
+        BackwardPacking.Panels<TVector, TOps>(a.Key, slice.Batch, share / _shape.HeadParts, slice.KeyStart, slice.KeyLength,
+            unit.KeyPanels, 0, _shape.Depth);
         if (_problem.HasLowRank)
         {
-            BackwardPacking.Panels<TVector, TOps>(a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels, _problem.Width, _shape.Depth);
+            BackwardPacking.Panels<TVector, TOps>(a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels,
+                _problem.Width, _shape.Depth);
         }
 
         for (var end = head + _shape.ShareHeads; head < end; head++)
@@ -172,7 +179,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         }
 
         var strips = (unit.Rows + MicroKernel.Rows - 1) / MicroKernel.Rows;
-        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns, strips, width, unit.Scores);
+        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns,
+            strips, width, unit.Scores);
         for (var row = 0; row < unit.Rows; row += MicroKernel.Rows)
         {
             var columns = unit.Columns[row / MicroKernel.Rows];
@@ -209,7 +217,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             if (_problem.HasLowRank)
             {
                 Packing.Strip(
-                    a.LowRankQuery.Row(batch, unit.Head, first + row), (nint)a.LowRankQuery.RowStride, rows, _problem.Rank, 1, strip + (MicroKernel.Rows * _problem.Width));
+                    a.LowRankQuery.Row(batch, unit.Head, first + row), (nint)a.LowRankQuery.RowStride, rows, _problem.Rank, 1, strip
+                        + (MicroKernel.Rows * _problem.Width));
             }
         }
 
@@ -225,7 +234,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     }
 
     /// <summary>Adds the weights of a strip to the sums of its columns.</summary>
-    /// <typeparam name="TMasks">One where a score may be minus infinity: a pair that does not exist, whatever its row's log-sum-exp.</typeparam>
+    /// <typeparam name="TMasks">One where a score may be minus infinity: a pair that does not exist, whatever its row's
+    /// log-sum-exp.</typeparam>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void AddWeights<TMasks>(float* scores, StripColumns columns, int rows, float* numbers, float* sums)
         where TMasks : struct, IConstant
@@ -254,7 +264,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             if (column < columns.First || column + TOps.Lanes > columns.End)
             {
                 sum = TOps.And(sum, TOps.And(
-                    TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(columns.First - column)), TOps.LessThan(TOps.Indices, TOps.Create(columns.End - column))));
+                    TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(columns.First - column)),
+                        TOps.LessThan(TOps.Indices, TOps.Create(columns.End - column))));
             }
 
             TOps.Store(TOps.Add(TOps.Load(sums + column), sum), sums + column);
@@ -287,9 +298,11 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         {
             const long rows = BackwardShape.MostStrips * MicroKernel.Rows;
             var (panels, strips, numbers, scores) =
-                (Workspace.Lines(shape.PanelKeys * shape.Depth), Workspace.Lines(rows * shape.Depth), Workspace.Lines(rows), rows * MicroKernel.ScoreStride);
+                (Workspace.Lines(shape.PanelKeys * shape.Depth), Workspace.Lines(rows * shape.Depth), Workspace.Lines(rows),
+                    rows * MicroKernel.ScoreStride);
             var sums = Workspace.Lines(shape.PanelKeys);
-            var memory = workspace.Take(panels + strips + numbers + scores + sums + (BackwardShape.MostStrips * sizeof(StripColumns) / sizeof(float)));
+            var memory = workspace.Take(panels + strips + numbers + scores + sums
+                + (BackwardShape.MostStrips * sizeof(StripColumns) / sizeof(float)));
             return new Unit
             {
                 KeyPanels = memory,

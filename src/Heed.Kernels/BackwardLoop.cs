@@ -38,7 +38,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         _shape = new BackwardShape(problem, gradients, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), typeof(TScore) != typeof(UnmodifiedScore));
         _finished = new int[problem.Sequences * problem.KeyHeads];
         _partials = new nint[_finished.Length * _shape.Parts];
-        var buffers = _shape.PartialBuffers(_a.Threads);
+        var buffers = _shape.PartialBuffers(problem.Threads);
         var memory = Workspace.OfCall.Take((buffers * _shape.AccumulatorFloats) + BackwardSums.FloatsOf(problem, gradients, _shape));
         for (var i = 0; i < buffers; i++)
         {
@@ -53,7 +53,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
     public void Run()
     {
         ClearOutside();
-        Run(_shape.Lanes, _a.Threads);
+        Run(_shape.Lanes, _problem.Threads);
         _sums.Store();
     }
 

@@ -99,6 +99,7 @@ internal static unsafe class BackwardPacking
         where TElement : struct, IElement =>
         (byte*)view.Data + (((batch * view.BatchStride) + (head * view.HeadStride) + (row * view.RowStride)) * TElement.Size);
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static bool Rows<TVector, TOps, TElement>(
         TensorView view, long batch, long head, long firstRow, int rows, float scale, float* destination, nint stride, int width)
         where TVector : struct

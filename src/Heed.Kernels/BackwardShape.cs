@@ -9,12 +9,12 @@ internal sealed unsafe class BackwardShape
     /// <summary>Strips of a block of queries, at most.</summary>
     public const int MostStrips = 22;
 
-    // More lanes keep more threads busy, but split the gradients of keys and values into more partial sums. Lanes that add to one bias keep all of them until the end.
+    // More lanes keep more threads busy, but each packs the keys again, which takes a fiftieth of the time of so many blocks of queries.
     private const int WantedLanes = 16;
-    private const int WantedSharedLanes = 4;
+    private const int LeastBlocksOfSplit = 8;
 
-    // Below this a split spends more time on packing the keys than on its queries.
-    private const int LeastBlocksOfSplit = 4;
+    // Lanes that add to one bias keep their partial sums until the end: few of them, and where there would be one alone, of blocks however few.
+    private const int WantedSharedLanes = 4;
 
     private readonly CheckedProblem _problem;
     private readonly long _divided;
@@ -46,8 +46,8 @@ internal sealed unsafe class BackwardShape
         var parts = (_divided + most - 1) / most;
         BlockRows = (int)((((_divided + parts - 1) / parts) + MicroKernel.Rows - 1) / MicroKernel.Rows * MicroKernel.Rows);
         var blocks = (queries + BlockRows - 1) / BlockRows;
-        var wanted = SharesBatch || SharesHeads ? WantedSharedLanes : WantedLanes;
-        Splits = (int)Math.Clamp((wanted + owners - 1) / Math.Max(owners, 1), 1, Math.Max(1, blocks / LeastBlocksOfSplit));
+        var (wanted, least) = SharesBatch || SharesHeads ? (WantedSharedLanes, 1) : (WantedLanes, LeastBlocksOfSplit);
+        Splits = (int)Math.Clamp((wanted + owners - 1) / Math.Max(owners, 1), 1, Math.Max(1, blocks / least));
         Lanes = checked(owners * Splits);
 
         Depth = problem.Width + problem.Rank;
@@ -130,7 +130,7 @@ internal sealed unsafe class BackwardShape
     public long PartialBuffers(int threads)
     {
         var heads = (long)_problem.Sequences * _problem.KeyHeads;
-        return Parts == 1 ? 0 : Parts * (SharesBatch || SharesHeads ? heads : Math.Min(heads, threads > 0 ? threads : Environment.ProcessorCount));
+        return Parts == 1 ? 0 : Parts * (SharesBatch || SharesHeads ? heads : Math.Min(heads, threads));
     }
 }
 

@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Heed.Kernels;
@@ -66,6 +67,7 @@ internal readonly unsafe struct BackwardSums
     /// <param name="rows">Its rows.</param>
     /// <param name="firstKey">Key of the tile's first column, within the sequence.</param>
     /// <param name="columns">The strip's columns; beside them, to whole vectors, there are zeros.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Add<TVector, TOps>(ref BackwardUnit unit, int row, int rows, long firstKey, StripColumns columns)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>

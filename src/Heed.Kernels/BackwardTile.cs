@@ -63,6 +63,7 @@ internal static unsafe class BackwardTile
     /// <param name="count">Number of strips.</param>
     /// <param name="width">Columns of the tile.</param>
     /// <param name="tile">Receives the products.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Multiply<TVector, TOps>(float* strips, nint depth, float* panels, StripColumns* columns, int count, int width, float* tile)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -92,6 +93,7 @@ internal static unsafe class BackwardTile
     /// <param name="right">Rows of the right operand, the tile's first column first.</param>
     /// <param name="width">Floats of a row of the right operand and the result, a multiple of the lanes.</param>
     /// <param name="result">Rows of the result, six for every strip.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddRowProducts<TVector, TOps>(float* tile, StripColumns* columns, int count, float* right, int width, float* result)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -123,6 +125,7 @@ internal static unsafe class BackwardTile
     /// <param name="right">Rows of the right operand.</param>
     /// <param name="width">Floats of a row of the right operand and the result, a multiple of the lanes.</param>
     /// <param name="result">Rows of the result, the tile's first column first; up to five rows after the last column are written back unchanged.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddColumnProducts<TVector, TOps>(float* tile, StripColumns* columns, int rows, int tileWidth, float* right, int width, float* result)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -238,6 +241,7 @@ internal static unsafe class BackwardTile
     }
 
     /// <summary>gradient *= 1 - (capped / cap)^2, the derivative of the softcap, in the columns of a strip.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void DifferentiateSoftcap<TVector, TOps>(float* capped, float* weights, float* gradients, StripColumns columns, int rows, float cap)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -255,6 +259,7 @@ internal static unsafe class BackwardTile
     }
 
     /// <summary>Clears the gradients of the pairs of a strip that do not exist, and those beside its columns, after a modifier has seen sixteen keys at a time.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void ClearAbsent<TVector, TOps>(float* weights, float* gradients, StripColumns columns, int rows)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>

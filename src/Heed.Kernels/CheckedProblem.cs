@@ -130,7 +130,7 @@ internal sealed unsafe class CheckedProblem
         return _after < 0 ? end : Math.Min(end, position + _after + 1);
     }
 
-    /// <summary>Sum of all weights of a row is divided by this under <see cref="Normalizer.ReluOverPosition"/>.</summary>
+    /// <summary>What a row is divided by under <see cref="Normalizer.ReluOverPosition"/>: the number of keys up to its position, at least one.</summary>
     public float KeysUpTo(in SequenceSlice slice, long query) =>
         Math.Max(1, Arguments.Causal == Causality.None ? slice.KeyLength : query + slice.Shift + 1);
 

@@ -295,6 +295,11 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         for (var key = piece.First; key < end;)
         {
             var columns = (int)Math.Min(width - (key % width), end - key);
+            if (_scores.ReadsMap)
+            {
+                _scores.Prefetch(block.Slice, block.Head, key, columns, block.Query + row, Math.Min(MicroKernel.Rows, block.Rows - row));
+            }
+
             MicroKernel.Multiply<TVector, TOps, StripLayout, Zero>(
                 strip, _packed.KeyPanel(block.Unit, key), width, scores, MicroKernel.ScoreStride, _packed.Depth, columns / TOps.Lanes);
             scores += columns;

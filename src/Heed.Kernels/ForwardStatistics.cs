@@ -1,3 +1,4 @@
+using System.Numerics;
 using System.Runtime.CompilerServices;
 
 namespace Heed.Kernels;
@@ -118,9 +119,10 @@ internal static unsafe class ForwardStatistics<TVector, TOps>
                 var firstKey = (int)pieces[i].First - column;
                 for (var end = column + pieces[i].Columns; column < end; column += TOps.Lanes)
                 {
-                    if (TOps.GreaterThanAny(TOps.Load(scores + column), last))
+                    var above = TOps.GreaterThanBits(TOps.Load(scores + column), last);
+                    if (above != 0)
                     {
-                        Insert(scores + column, firstKey + column, top, topScores, topKeys);
+                        Insert(scores + column, above, firstKey + column, top, topScores, topKeys);
                         last = TOps.Create(topScores[top - 1]);
                     }
                 }
@@ -215,13 +217,14 @@ internal static unsafe class ForwardStatistics<TVector, TOps>
         return -1;
     }
 
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    private static void Insert(float* scores, int key, int top, float* topScores, int* topKeys)
+    [MethodImpl(MethodImplOptions.NoInlining | MethodImplOptions.AggressiveOptimization)]
+    private static void Insert(float* scores, uint lanes, int key, int top, float* topScores, int* topKeys)
     {
-        for (var lane = 0; lane < TOps.Lanes; lane++)
+        for (; lanes != 0; lanes &= lanes - 1)
         {
+            var lane = BitOperations.TrailingZeroCount(lanes);
             var score = scores[lane];
-            if (!(score > topScores[top - 1]))
+            if (score <= topScores[top - 1])
             {
                 continue;
             }

@@ -99,7 +99,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     public void Run()
     {
         NativeMemory.Clear(_partial, checked((nuint)(Count * _shape.Splits * sizeof(float))));
-        Run(_shape.Lanes, _problem.Arguments.Threads);
+        Run(_shape.Lanes, _problem.Threads);
         for (long i = 0; _shape.Splits > 1 && i < (long)_problem.Batch * _problem.Heads; i++)
         {
             var sum = new Span<float>(_mass + (i * _problem.Keys), _problem.Keys);
@@ -186,7 +186,14 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             var rows = Math.Min(unit.Rows - row, MicroKernel.Rows);
             var scores = unit.Scores + (row * MicroKernel.ScoreStride);
             _scoring.Apply(unit.Slice, unit.Head, piece, unit.Query + row, rows, scores + start);
-            AddWeights(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+            if (_scoring.MayMask(unit.Slice, piece, unit.Query + row, rows))
+            {
+                AddWeights<One>(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+            }
+            else
+            {
+                AddWeights<Zero>(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+            }
         }
     }
 
@@ -218,17 +225,30 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     }
 
     /// <summary>Adds the weights of a strip to the sums of its columns.</summary>
+    /// <typeparam name="TMasks">One where a score may be minus infinity: a pair that does not exist, whatever its row's log-sum-exp.</typeparam>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void AddWeights(float* scores, StripColumns columns, int rows, float* numbers, float* sums)
+    private static void AddWeights<TMasks>(float* scores, StripColumns columns, int rows, float* numbers, float* sums)
+        where TMasks : struct, IConstant
     {
+        const int stride = MicroKernel.ScoreStride;
         for (var column = columns.First & -TOps.Lanes; column < columns.End; column += TOps.Lanes)
         {
+            var at = scores + column;
             var sum = TOps.Zero;
-            for (var row = 0; row < rows; row++)
+            if (rows == MicroKernel.Rows)
             {
-                var score = TOps.Load(scores + (row * MicroKernel.ScoreStride) + column);
-                var weight = TNormalizer.Weigh<TVector, TOps>(score, TOps.Zero, TOps.Create(numbers[row]), TOps.Zero, out _);
-                sum = TOps.Add(sum, TOps.Select(TOps.LessThan(score, TOps.Create(float.MinValue)), TOps.Zero, weight));
+                // Written out: six chains of exponentials side by side hide each other's latency.
+                var low = TOps.Add(Weight<TMasks>(at, numbers), Weight<TMasks>(at + stride, numbers + 1));
+                var middle = TOps.Add(Weight<TMasks>(at + (2 * stride), numbers + 2), Weight<TMasks>(at + (3 * stride), numbers + 3));
+                var high = TOps.Add(Weight<TMasks>(at + (4 * stride), numbers + 4), Weight<TMasks>(at + (5 * stride), numbers + 5));
+                sum = TOps.Add(TOps.Add(low, middle), high);
+            }
+            else
+            {
+                for (var row = 0; row < rows; row++)
+                {
+                    sum = TOps.Add(sum, Weight<TMasks>(at + (row * stride), numbers + row));
+                }
             }
 
             if (column < columns.First || column + TOps.Lanes > columns.End)
@@ -239,6 +259,15 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
 
             TOps.Store(TOps.Add(TOps.Load(sums + column), sum), sums + column);
         }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static TVector Weight<TMasks>(float* score, float* number)
+        where TMasks : struct, IConstant
+    {
+        var s = TOps.Load(score);
+        var weight = TNormalizer.Weigh<TVector, TOps>(s, TOps.Zero, TOps.Create(*number), TOps.Zero, out _);
+        return TMasks.Value == 0 ? weight : TOps.Select(TOps.LessThan(s, TOps.Create(float.MinValue)), TOps.Zero, weight);
     }
 
     private struct Unit

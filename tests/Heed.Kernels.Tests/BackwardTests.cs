@@ -38,6 +38,7 @@ public sealed unsafe class BackwardTests
             Long with { Causal = causal },
             Long with { Causal = causal, Group = 3, Bias = Repeats.Heads, Alibi = true, Sinks = true, KeyBias = Repeats.Batch },
             Long with { Causal = causal, Batch = 3, Queries = 70, Keys = 90, KeyHeads = 3, Group = 2, Bias = Repeats.Batch, Rank = 2 },
+            Long with { Causal = causal, Batch = 2, Queries = 300, Bias = Repeats.Batch | Repeats.Heads, Lengths = true },
             Long with { Causal = causal, Sequences = 4, QueryBlock = 40, KeyBlock = 16 },
         })
         {
@@ -169,7 +170,7 @@ public sealed unsafe class BackwardTests
 
     private delegate void Spoil(ref AttentionArguments arguments, ref AttentionGradients gradients);
 
-    private static ProblemSpec Long => new() { Queries = 1100, Keys = 40, Width = 6, ValueWidth = 5, Batch = 1, KeyHeads = 1, Group = 2, Seed = 5 };
+    private static ProblemSpec Long => new() { Queries = 2200, Keys = 25, Width = 6, ValueWidth = 5, Batch = 1, KeyHeads = 1, Group = 2, Seed = 5 };
 
     private static void AssertRefused(Spoil spoil, string sentence)
     {

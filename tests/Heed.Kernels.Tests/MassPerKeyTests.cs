@@ -76,7 +76,7 @@ public sealed unsafe class MassPerKeyTests
         Assert.Contains("is found from the log-sum-exp", Assert.Throws<ArgumentException>(problem.MassPerKey).Message);
     }
 
-    private static ProblemSpec Long => new() { Queries = 1100, Keys = 40, Width = 6, Group = 2, Seed = 5, Alibi = true };
+    private static ProblemSpec Long => new() { Queries = 2200, Keys = 25, Width = 6, Group = 2, Seed = 5, Alibi = true };
 
     private static void AssertAgrees(ProblemSpec spec, int bits)
     {

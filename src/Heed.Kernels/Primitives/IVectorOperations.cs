@@ -66,6 +66,9 @@ internal unsafe interface IVectorOperations<TVector>
     /// <summary>The lanes of <paramref name="whenSet"/> where the mask's lanes are set, those of <paramref name="whenClear"/> elsewhere.</summary>
     static abstract TVector Select(TVector mask, TVector whenSet, TVector whenClear);
 
+    /// <summary>Bit i is set where lane i of the left is greater.</summary>
+    static abstract uint GreaterThanBits(TVector left, TVector right);
+
     /// <summary>Lane i is set where bit i is.</summary>
     static abstract TVector MaskFromBits(uint bits);
 

@@ -19,6 +19,7 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
     private readonly CheckedProblem _problem;
     private readonly Unit[] _units;
     private readonly int[] _firstChunk;
+    private readonly bool[][] _listed;
     private float* _memory;
     private int _wave;
 
@@ -36,6 +37,7 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
         Depth = problem.Width + problem.Rank;
         _units = new Unit[problem.Sequences * UnitsPerSequence];
         _firstChunk = new int[_units.Length + 1];
+        _listed = a.BlockMask is { } mask ? ListedBlocks(mask) : [];
         var width = Packing.PanelWidth<TVector, TOps>();
         for (var i = 0; i < _units.Length; i++)
         {
@@ -122,6 +124,65 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
 
         var start = _units[unit].Start + ((long)(item - _firstChunk[unit]) * ChunkKeys);
         var end = Math.Min(start + ChunkKeys, _units[unit].Start + _units[unit].Rows);
+        if (_problem.Arguments.BlockMask is not { } mask)
+        {
+            Pack(unit, start, end);
+            return;
+        }
+
+        var width = Packing.PanelWidth<TVector, TOps>();
+        for (var panel = start; panel < end; panel += width)
+        {
+            if (IsListed(mask, unit, panel, panel + width))
+            {
+                Pack(unit, panel, panel + width);
+            }
+        }
+    }
+
+    private long Floats(int unit) => _units[unit].Rows * (Depth + ((long)ValueVectors * TOps.Lanes));
+
+    /// <summary>For each set of lists that a unit may use, the key blocks that any query lists: the others are not packed.</summary>
+    private bool[][] ListedBlocks(BlockMask mask)
+    {
+        var listed = new bool[mask.Batches == 1 && mask.Heads == 1 ? 1 : _problem.Batch * UnitsPerSequence][];
+        for (var i = 0; i < listed.Length; i++)
+        {
+            var blocks = new bool[mask.KeyBlockCount];
+            var (batch, unit) = Math.DivRem(i, UnitsPerSequence);
+            for (var head = unit * HeadsPerUnit; head < (mask.Heads == 1 ? (unit * HeadsPerUnit) + 1 : (unit + 1) * HeadsPerUnit); head++)
+            {
+                var (start, end) = (mask.Row(batch, head, 0).Start, mask.Row(batch, head, mask.QueryBlocks - 1).End);
+                for (var at = start; at < end; at++)
+                {
+                    blocks[mask.KeyBlockAt(at)] = true;
+                }
+            }
+
+            listed[i] = blocks;
+        }
+
+        return listed;
+    }
+
+    private bool IsListed(BlockMask mask, int unit, long start, long end)
+    {
+        var slice = _problem.Sequence(unit / UnitsPerSequence);
+        var blocks = _listed[_listed.Length == 1 ? 0 : (slice.Batch * UnitsPerSequence) + (unit % UnitsPerSequence)];
+        end = Math.Min(end, slice.KeyLength);
+        for (var block = (slice.KeyStart + start) / mask.KeyBlock; block * mask.KeyBlock < slice.KeyStart + end; block++)
+        {
+            if (blocks[block])
+            {
+                return true;
+            }
+        }
+
+        return false;
+    }
+
+    private void Pack(int unit, long start, long end)
+    {
         PackKeys(unit, start, end);
         switch (_problem.Arguments.Value.Type)
         {
@@ -136,8 +197,6 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
                 break;
         }
     }
-
-    private long Floats(int unit) => _units[unit].Rows * (Depth + ((long)ValueVectors * TOps.Lanes));
 
     private void PackKeys(int unit, long start, long end)
     {

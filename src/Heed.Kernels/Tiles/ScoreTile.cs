@@ -28,12 +28,32 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         problem.Arguments.Softcap > 0 || problem.Arguments.Bias.IsGiven || problem.Arguments.KeyBias.IsGiven || problem.Arguments.AlibiSlopes != null
         || problem.Arguments.BlockMask?.Biases is not null || typeof(TScore) != typeof(UnmodifiedScore);
 
+    /// <summary>Whether there is a dense bias, of which every score has its own: worth a <see cref="Prefetch"/>.</summary>
+    public bool ReadsMap { get; } = problem.Arguments.Bias.IsGiven && problem.Arguments.Bias.QueryStride != 0 && problem.Arguments.Bias.KeyStride != 0;
+
     /// <summary>Whether a mask predicate decides pairs.</summary>
     public static bool Asks => typeof(TMask) != typeof(AllPairs);
 
     /// <summary>Whether a piece may hold pairs that do not exist: those are minus infinity after <see cref="Apply"/>.</summary>
     public bool MayMask(in SequenceSlice slice, in ScorePiece piece, long query, int rows) =>
         IsCut(slice, piece, query, rows) || piece.Segment.Bits >= 0 || piece.Segment.Asks || Changes;
+
+    /// <summary>Asks for the dense bias of some rows and keys while their products are computed: the rows lie in pages apart, where the hardware does not look ahead.</summary>
+    public void Prefetch(in SequenceSlice slice, int head, long key, int columns, long query, int rows)
+    {
+        ref readonly var bias = ref _problem.Arguments.Bias;
+        var source = (float*)bias.Data + (slice.Batch * bias.BatchStride) + (head * bias.HeadStride)
+            + ((slice.QueryStart + query) * bias.QueryStride) + ((slice.KeyStart + key) * bias.KeyStride);
+        for (var row = 0; row < rows; row++)
+        {
+            for (var column = 0; column < columns; column += 16)
+            {
+                TOps.Prefetch(source + column);
+            }
+
+            source += bias.QueryStride;
+        }
+    }
 
     /// <summary>Finishes the scores of some rows of a piece.</summary>
     /// <param name="slice">The sequence.</param>
@@ -267,7 +287,6 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         // Keys past the sequence may lie past the end of the bias: the last vector is then read element by element.
         var safe = (int)Math.Clamp((slice.KeyLength - piece.First) / TOps.Lanes * TOps.Lanes, 0, piece.Columns);
         var rest = (int)Math.Clamp(slice.KeyLength - piece.First, 0, piece.Columns);
-        var ahead = (nint)(rows * bias.QueryStride);
         for (var row = 0; row < rows; row++)
         {
             if (bias.KeyStride == 0)
@@ -278,8 +297,6 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
             {
                 for (var column = 0; column < safe; column += TOps.Lanes)
                 {
-                    // The rows of the next strip lie in other pages, where the hardware does not look ahead.
-                    TOps.Prefetch(source + column + ahead);
                     var addend = TOps.Load(source + column);
                     TOps.Store(TOps.Select(TOps.LessThan(addend, lowest), absent, TOps.Add(TOps.Load(scores + column), addend)), scores + column);
                 }

@@ -49,7 +49,10 @@ public static class PaperCatalogue
             "Video in 4K without training, more than 2 times faster with cross-attention caching."),
         new("gated-attention", "Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free", "2505.06708", 2025, Room.Heads,
             "Multiplies every head's output by a sigmoid gate of the layer's input.",
-            "Perplexity of a 15B mixture model falls from 6.026 to 5.761, and the first token's share of attention from 46.7 % to 4.8 %."),
+            "Perplexity of a 15B mixture model falls from 6.026 to 5.761, and the first token's share of attention from 46.7 % to 4.8 %.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/GatedAttention.cs",
+        },
         new("gaussian-adaptive-attention", "Gaussian Adaptive Attention is All You Need: Robust Contextual Representations Across Multiple Modalities", "2401.11143", 2024, Room.Mixers,
             "Weights features by learned Gaussians around their mean, without queries or keys.",
             "Accuracy over frozen encoders rises by up to about 20 %, for example from 61.7 to 80.6 on CIFAR-100 features."),

@@ -21,6 +21,7 @@ internal static class FigureStyle
     public static byte[] Render(Action<Plot> draw, int width, int height)
     {
         using var plot = new Plot();
+        plot.Font.Set(Typeface.FamilyName);
         draw(plot);
         plot.Axes.Title.Label.FontSize = 24;
         plot.Axes.Title.Label.Bold = false;

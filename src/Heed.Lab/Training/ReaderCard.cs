@@ -49,14 +49,15 @@ internal static class ReaderCard
             ## Training
 
             AdamW (beta2 {run.Plan.Beta2}, weight decay {run.Plan.WeightDecay} on matrices), learning rate {run.Plan.LearningRate} after {run.Plan.WarmupSteps} steps of warm-up, cosine to {run.Plan.FinalShare:P0} of it, gradients clipped to norm {run.Plan.ClipNorm}; {run.TokensPerStep:N0}
-            tokens a step (one window where it is longer) in windows of {string.Join(", ", run.Windows)}; seed {run.Seed}. The loss of every step, averaged into points, is in `training.json`.
+            tokens a step (one window where it is longer); windows of {string.Join(", ", run.Windows)}; seed {run.Seed}. The loss of every step, averaged into points, is in `training.json`.
 
             Bits per byte are measured on every held-out text on its own, from its first byte, with the weights as they are shipped; a text longer than the context is read in pieces.
 
             ## What it can and cannot do
 
-            It continues text in the manner of what it read, and its heads show what heads of decoders show: previous-token heads, sinks on the first token, broad and local heads. It knows no facts, follows no
-            instructions, and does not read other kinds of English, other languages or code well. It is meant for looking into attention, for tests and for demonstrations.
+            It continues text in the manner of what it read. It knows no facts, follows no instructions, and does not read other kinds of English, other languages or code well. It is meant for looking into
+            attention, for tests and for demonstrations. What its heads do is for `heed inspect` to show; after so short a training, do not expect everything that heads of large decoders do (parking on the
+            first token, induction).
 
             """).Replace("\r\n", "\n", StringComparison.Ordinal);
     }

@@ -134,8 +134,10 @@ public sealed record DecoderConfiguration
 
     /// <summary>The <c>config.json</c> of this configuration, as the transformers library reads it.</summary>
     /// <param name="weightType">Name of the weights' type: float32, bfloat16 or float16.</param>
+    /// <exception cref="InvalidOperationException">The family's <c>config.json</c> has no word for a part of this configuration; the message names the part.</exception>
     public string ToJson(string weightType = "float32")
     {
+        CheckExpressible();
         var name = Family.ToString().ToLowerInvariant();
         var json = new Dictionary<string, object?>
         {
@@ -185,16 +187,8 @@ public sealed record DecoderConfiguration
             json["rope_scaling"] = ConfigurationReader.Describe(RotaryScaling);
         }
 
-        if (BeginTokenId is { } begin)
-        {
-            json["bos_token_id"] = begin;
-        }
-
-        if (EndTokenIds.Count > 0)
-        {
-            json["eos_token_id"] = EndTokenIds.Count == 1 ? EndTokenIds[0] : EndTokenIds;
-        }
-
+        json["bos_token_id"] = BeginTokenId;
+        json["eos_token_id"] = EndTokenIds.Count switch { 0 => null, 1 => EndTokenIds[0], _ => EndTokenIds };
         return JsonSerializer.Serialize(json, ConfigurationReader.Indented);
     }
 
@@ -247,6 +241,20 @@ public sealed record DecoderConfiguration
         if (!FeedForward.Activations.Contains(Activation))
         {
             throw new ArgumentException($"The activation '{Activation}' is not known; known are {string.Join(", ", FeedForward.Activations)}.");
+        }
+    }
+
+    private void CheckExpressible()
+    {
+        var qwen = Family is DecoderFamily.Qwen2 or DecoderFamily.Qwen3;
+        var lost = QueryKeyNorm && Family != DecoderFamily.Qwen3 ? nameof(QueryKeyNorm)
+            : OutputGate != OutputGate.None && Family != DecoderFamily.Qwen3 ? nameof(OutputGate)
+            : SlidingWindow is not null && Family == DecoderFamily.Llama ? nameof(SlidingWindow)
+            : SlidingWindow is not null && SlidingLayers is not null && SlidingLayers.Contains(false) && !qwen ? nameof(SlidingLayers)
+            : null;
+        if (lost is not null)
+        {
+            throw new InvalidOperationException($"A config.json of the family {Family} cannot express {lost}; choose another Family.");
         }
     }
 }

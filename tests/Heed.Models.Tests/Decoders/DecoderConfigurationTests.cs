@@ -22,7 +22,8 @@ public class DecoderConfigurationTests
         Assert.Equal(configuration.Family, read.Family);
         Assert.Equal(configuration.OutputGate, read.OutputGate);
         Assert.Equal(configuration.QueryKeyNorm, read.QueryKeyNorm);
-        Assert.Equal((configuration.BeginTokenId, configuration.TieEmbeddings), (configuration.BeginTokenId is null ? null : read.BeginTokenId, read.TieEmbeddings));
+        Assert.Equal((configuration.BeginTokenId, configuration.TieEmbeddings), (read.BeginTokenId, read.TieEmbeddings));
+        Assert.Equal(configuration.EndTokenIds, read.EndTokenIds);
         Assert.Equal(Enumerable.Range(0, 2).Select(configuration.WindowOf), Enumerable.Range(0, 2).Select(read.WindowOf));
     }
 
@@ -40,6 +41,17 @@ public class DecoderConfigurationTests
         Assert.Equal((false, false, true, false), (llama.QueryKeyValueBias, mistral.QueryKeyValueBias, qwen2.QueryKeyValueBias, qwen3.QueryKeyValueBias));
         Assert.Equal((false, true, 128), (qwen2.QueryKeyNorm, qwen3.QueryKeyNorm, qwen3.ResolvedHeadWidth));
         Assert.False(qwen2.OutputBias);
+    }
+
+    [Fact]
+    public void WhatAFamilyCannotExpressIsNotWritten()
+    {
+        static string Message(DecoderConfiguration configuration) => Assert.Throws<InvalidOperationException>(() => configuration.ToJson()).Message;
+
+        Assert.Contains("QueryKeyNorm", Message(SmallModels.Llama with { QueryKeyNorm = true }));
+        Assert.Contains("OutputGate", Message(SmallModels.Llama with { OutputGate = OutputGate.Headwise }));
+        Assert.Contains("SlidingWindow", Message(SmallModels.Llama with { SlidingWindow = 3 }));
+        Assert.Contains("SlidingLayers", Message(SmallModels.All["mistral"] with { SlidingLayers = [true, false] }));
     }
 
     [Fact]
@@ -80,6 +92,7 @@ public class DecoderConfigurationTests
     [InlineData("[]", "not a JSON object")]
     [InlineData("{}", "no model_type")]
     [InlineData("{\"model_type\":\"gpt2\"}", "type 'gpt2'; supported are llama")]
+    [InlineData("{\"model_type\":\"llama\",\"num_attention_heads\":4,\"num_hidden_layers\":2000000000}", "2000000000 layers")]
     [InlineData("{\"model_type\":\"llama\",\"vocab_size\":50}", "has no num_attention_heads")]
     [InlineData("{\"model_type\":\"llama\",SIZES,\"num_key_value_heads\":3}", "does not divide")]
     [InlineData("{\"model_type\":\"llama\",SIZES,\"num_key_value_heads\":-3}", "num_key_value_heads must be a whole number from 1, not -3")]

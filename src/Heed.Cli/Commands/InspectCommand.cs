@@ -1,6 +1,5 @@
 using System.CommandLine;
 using System.Globalization;
-using Heed.Lab;
 using Heed.Lab.Inspection;
 using Heed.Models;
 using Spectre.Console;

@@ -4,6 +4,7 @@ using System.Runtime.Intrinsics;
 using System.Text;
 using System.Text.Json;
 using Heed.Interop;
+using Heed.Models;
 
 namespace Heed.Lab.Benchmarks;
 

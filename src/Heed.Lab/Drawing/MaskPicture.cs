@@ -1,5 +1,6 @@
 using Heed.Kernels;
 using Heed.Lab.Figures;
+using Heed.Models;
 using SkiaSharp;
 
 namespace Heed.Lab.Drawing;

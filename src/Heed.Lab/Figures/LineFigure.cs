@@ -1,3 +1,4 @@
+using Heed.Models;
 using ScottPlot;
 
 namespace Heed.Lab.Figures;

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using Heed.Models;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

@@ -1,6 +1,6 @@
 using Xunit;
 
-namespace Heed.Lab.Tests;
+namespace Heed.Models.Tests;
 
 public sealed class AtomicFileTests : IDisposable
 {

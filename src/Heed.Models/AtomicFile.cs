@@ -1,4 +1,4 @@
-namespace Heed.Lab;
+namespace Heed.Models;
 
 /// <summary>Writes whole files: a reader finds the old file or the new one, never half of one.</summary>
 public static class AtomicFile
@@ -31,7 +31,6 @@ public static class AtomicFile
         {
             target = File.ResolveLinkTarget(target, returnFinalTarget: true)?.FullName ?? target;
         }
-
 
         var folder = Path.GetDirectoryName(target) ?? ".";
         var partial = Path.Combine(folder, $".{Path.GetFileName(target)}.{Environment.ProcessId}.{Guid.NewGuid():N}.partial");

@@ -4,14 +4,17 @@ using System.Runtime.InteropServices;
 namespace Heed.Kernels;
 
 /// <summary>
-/// The backward pass (arXiv 2307.08691, algorithm 2) with the loops exchanged: over blocks of queries outside and tiles of keys inside, so that it walks the plan of the forward
-/// pass. Scores are computed again from the saved log-sum-exp, tile by tile: five products, nothing of size Nq x Nk.
+/// The backward pass (arXiv 2307.08691, algorithm 2) with the loops exchanged: over blocks of queries outside and tiles of keys inside, so
+/// that it walks the plan of the forward pass. Scores are computed again from the saved log-sum-exp, tile by tile: five products, nothing
+/// of size Nq x Nk.
 /// </summary>
 /// <remarks>
-/// <para>A unit is a batch item, a slice of the query heads of one key/value head, and one of the splits of the query blocks (every n-th block, so that causal splits weigh
-/// the same). It accumulates the key and value gradients of its queries; where several units share a key/value head, the last to finish adds them up, in their order. The
-/// units, and with them every sum, depend on the shape alone: the results are the same bits for any number of threads.</para>
-/// <para>Where the dense bias repeats over the batch or the heads, the units that add to the same elements of its gradient form a lane, which one thread walks in order.</para>
+/// <para>A unit is a batch item, a slice of the query heads of one key/value head, and one of the splits of the query blocks (every n-th
+/// block, so that causal splits weigh the same). It accumulates the key and value gradients of its queries; where several units share a
+/// key/value head, the last to finish adds them up, in their order. The units, and with them every sum, depend on the shape alone: the
+/// results are the same bits for any number of threads.</para>
+/// <para>Where the dense bias repeats over the batch or the heads, the units that add to the same elements of its gradient form a lane,
+/// which one thread walks in order.</para>
 /// </remarks>
 internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TMask> : ParallelLoop
     where TVector : struct
@@ -35,10 +38,11 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
     {
         (_problem, _a, _g) = (problem, problem.Arguments, gradients);
         _scoring = new(problem, modifier, predicate);
-        _shape = new BackwardShape(problem, gradients, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), typeof(TScore) != typeof(UnmodifiedScore));
+        _shape = new BackwardShape(problem, gradients, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(),
+            typeof(TScore) != typeof(UnmodifiedScore));
         _finished = new int[problem.Sequences * problem.KeyHeads];
         _partials = new nint[_finished.Length * _shape.Parts];
-        var buffers = _shape.PartialBuffers(_a.Threads);
+        var buffers = _shape.PartialBuffers(problem.Threads);
         var memory = Workspace.OfCall.Take((buffers * _shape.AccumulatorFloats) + BackwardSums.FloatsOf(problem, gradients, _shape));
         for (var i = 0; i < buffers; i++)
         {
@@ -53,7 +57,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
     public void Run()
     {
         ClearOutside();
-        Run(_shape.Lanes, _a.Threads);
+        Run(_shape.Lanes, _problem.Threads);
         _sums.Store();
     }
 
@@ -145,9 +149,11 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
             return;
         }
 
-        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns, strips, width, unit.Scores);
+        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns,
+            strips, width, unit.Scores);
         BackwardTile.Multiply<TVector, TOps>(
-            unit.OutputStrips, _problem.ValueWidth, unit.ValuePanels + (firstKey * _problem.ValueWidth), unit.Columns, strips, width, unit.Gradients);
+            unit.OutputStrips, _problem.ValueWidth, unit.ValuePanels + (firstKey * _problem.ValueWidth), unit.Columns, strips, width,
+                unit.Gradients);
         for (var strip = 0; strip < strips; strip++)
         {
             if (!unit.Columns[strip].IsEmpty)
@@ -161,11 +167,13 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
             var to = unit.ValueGradient + (firstKey * _shape.ValueWidth);
             if (unit.OutputFinite)
             {
-                BackwardTile.AddColumnProducts<TVector, TOps>(unit.Scores, unit.Columns, unit.Rows, width, unit.OutputRows, _shape.ValueWidth, to);
+                BackwardTile.AddColumnProducts<TVector, TOps>(unit.Scores, unit.Columns, unit.Rows, width, unit.OutputRows,
+                    _shape.ValueWidth, to);
             }
             else
             {
-                BackwardTile.AddColumnProductsCarefully(unit.Scores, unit.Scores, unit.Columns, unit.Rows, unit.OutputRows, _shape.ValueWidth, to);
+                BackwardTile.AddColumnProductsCarefully(unit.Scores, unit.Scores, unit.Columns, unit.Rows, unit.OutputRows,
+                    _shape.ValueWidth, to);
             }
         }
 
@@ -174,11 +182,13 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
             var to = unit.KeyGradient + (firstKey * _shape.KeyWidth);
             if (unit.QueriesFinite)
             {
-                BackwardTile.AddColumnProducts<TVector, TOps>(unit.Gradients, unit.Columns, unit.Rows, width, unit.QueryRows, _shape.KeyWidth, to);
+                BackwardTile.AddColumnProducts<TVector, TOps>(unit.Gradients, unit.Columns, unit.Rows, width, unit.QueryRows,
+                    _shape.KeyWidth, to);
             }
             else
             {
-                BackwardTile.AddColumnProductsCarefully(unit.Gradients, unit.Scores, unit.Columns, unit.Rows, unit.QueryRows, _shape.KeyWidth, to);
+                BackwardTile.AddColumnProductsCarefully(unit.Gradients, unit.Scores, unit.Columns, unit.Rows, unit.QueryRows,
+                    _shape.KeyWidth, to);
             }
         }
 
@@ -191,7 +201,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
             }
             else
             {
-                BackwardTile.AddRowProductsCarefully(unit.Gradients, unit.Scores, unit.Columns, unit.Rows, from, _shape.KeyWidth, unit.QueryGradient);
+                BackwardTile.AddRowProductsCarefully(unit.Gradients, unit.Scores, unit.Columns, unit.Rows, from, _shape.KeyWidth,
+                    unit.QueryGradient);
             }
         }
     }
@@ -208,7 +219,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         _scoring.Apply(unit.Slice, unit.Head, piece, unit.Query + row, rows, unit.Scores + offset, capped, unmodified);
         var weights = unit.Scores + (row * MicroKernel.ScoreStride);
         var gradients = unit.Gradients + (row * MicroKernel.ScoreStride);
-        BackwardTile.Differentiate<TVector, TOps, TNormalizer>(weights, gradients, columns, rows, unit.FirstNumbers + row, unit.SecondNumbers + row);
+        BackwardTile.Differentiate<TVector, TOps, TNormalizer>(weights, gradients, columns, rows, unit.FirstNumbers + row,
+            unit.SecondNumbers + row);
         if (_shape.Modified)
         {
             _scoring.ModifierGradient(unit.Slice, unit.Head, piece, unit.Query + row, rows, unmodified, unit.Gradients + offset);
@@ -289,10 +301,12 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         var slice = unit.Slice;
         var depth = _shape.Depth;
         BackwardPacking.Panels<TVector, TOps>(_a.Key, slice.Batch, unit.KeyHead, slice.KeyStart, slice.KeyLength, unit.KeyPanels, 0, depth);
-        BackwardPacking.Panels<TVector, TOps>(_a.Value, slice.Batch, unit.KeyHead, slice.KeyStart, slice.KeyLength, unit.ValuePanels, 0, _a.Value.Width);
+        BackwardPacking.Panels<TVector, TOps>(_a.Value, slice.Batch, unit.KeyHead, slice.KeyStart, slice.KeyLength, unit.ValuePanels, 0,
+            _a.Value.Width);
         if (_problem.Rank > 0)
         {
-            BackwardPacking.Panels<TVector, TOps>(_a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels, _a.Key.Width, depth);
+            BackwardPacking.Panels<TVector, TOps>(_a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels,
+                _a.Key.Width, depth);
         }
 
         var width = (int)_a.Key.Width;
@@ -301,11 +315,13 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
             var rows = (int)Math.Min(slice.KeyLength - first, BackwardShape.TileColumns);
             var to = unit.KeyRows + (first * _shape.KeyWidth);
             var finite = BackwardPacking.Rows<TVector, TOps>(
-                _a.Key, slice.Batch, unit.KeyHead, slice.KeyStart + first, rows, _a.Scale, to, _shape.KeyWidth, _problem.Rank > 0 ? width : _shape.KeyWidth);
+                _a.Key, slice.Batch, unit.KeyHead, slice.KeyStart + first, rows, _a.Scale, to, _shape.KeyWidth,
+                    _problem.Rank > 0 ? width : _shape.KeyWidth);
             if (_problem.Rank > 0)
             {
                 finite &= BackwardPacking.Rows<TVector, TOps>(
-                    _a.LowRankKey, slice.Batch, head, slice.KeyStart + first, rows, 1, to + width, _shape.KeyWidth, _shape.KeyWidth - width);
+                    _a.LowRankKey, slice.Batch, head, slice.KeyStart + first, rows, 1, to + width, _shape.KeyWidth,
+                        _shape.KeyWidth - width);
             }
 
             unit.KeysFinite[first / BackwardShape.TileColumns] = finite;
@@ -320,28 +336,33 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         for (var row = 0; row < rows; row += MicroKernel.Rows)
         {
             var strip = unit.QueryStrips + (row * depth);
-            Packing.Strip(_a.Query.Row(slice.Batch, head, first + row), (nint)_a.Query.RowStride, Math.Min(rows - row, MicroKernel.Rows), width, _a.Scale, strip);
+            Packing.Strip(_a.Query.Row(slice.Batch, head, first + row), (nint)_a.Query.RowStride, Math.Min(rows - row, MicroKernel.Rows),
+                width, _a.Scale, strip);
             if (_problem.Rank > 0)
             {
                 Packing.Strip(
-                    _a.LowRankQuery.Row(slice.Batch, head, first + row), (nint)_a.LowRankQuery.RowStride, Math.Min(rows - row, MicroKernel.Rows), _problem.Rank, 1,
+                    _a.LowRankQuery.Row(slice.Batch, head, first + row), (nint)_a.LowRankQuery.RowStride,
+                        Math.Min(rows - row, MicroKernel.Rows), _problem.Rank, 1,
                     strip + (MicroKernel.Rows * width));
             }
 
             Packing.Strip(
-                _g.Output.Row(slice.Batch, head, first + row), (nint)_g.Output.RowStride, Math.Min(rows - row, MicroKernel.Rows), (nint)_a.Value.Width, 1,
+                _g.Output.Row(slice.Batch, head, first + row), (nint)_g.Output.RowStride, Math.Min(rows - row, MicroKernel.Rows),
+                    (nint)_a.Value.Width, 1,
                 unit.OutputStrips + (row * _a.Value.Width));
         }
 
         unit.QueriesFinite = BackwardPacking.Rows<TVector, TOps>(
-            _a.Query, slice.Batch, head, first, rows, _a.Scale, unit.QueryRows, _shape.KeyWidth, _problem.Rank > 0 ? width : _shape.KeyWidth);
+            _a.Query, slice.Batch, head, first, rows, _a.Scale, unit.QueryRows, _shape.KeyWidth,
+                _problem.Rank > 0 ? width : _shape.KeyWidth);
         if (_problem.Rank > 0)
         {
             unit.QueriesFinite &= BackwardPacking.Rows<TVector, TOps>(
                 _a.LowRankQuery, slice.Batch, head, first, rows, 1, unit.QueryRows + width, _shape.KeyWidth, _shape.KeyWidth - width);
         }
 
-        unit.OutputFinite = BackwardPacking.Rows<TVector, TOps>(_g.Output, slice.Batch, head, first, rows, 1, unit.OutputRows, _shape.ValueWidth, _shape.ValueWidth);
+        unit.OutputFinite = BackwardPacking.Rows<TVector, TOps>(_g.Output, slice.Batch, head, first, rows, 1, unit.OutputRows,
+            _shape.ValueWidth, _shape.ValueWidth);
         NativeMemory.Clear(unit.QueryGradient, (nuint)(BackwardShape.MostStrips * MicroKernel.Rows * _shape.KeyWidth * sizeof(float)));
         for (var row = 0; row < rows; row++)
         {
@@ -359,7 +380,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
                 var at = (((slice.Batch * _a.Query.Heads) + head) * _a.Query.Length) + first + row;
                 var width = (int)_a.Value.Width;
                 var delta = TensorPrimitives.Dot(
-                    new ReadOnlySpan<float>(_a.Output.Row(slice.Batch, head, first + row), width), new ReadOnlySpan<float>(unit.OutputRows + (row * _shape.ValueWidth), width));
+                    new ReadOnlySpan<float>(_a.Output.Row(slice.Batch, head, first + row), width),
+                        new ReadOnlySpan<float>(unit.OutputRows + (row * _shape.ValueWidth), width));
                 delta -= _g.LogSumExp == null ? 0 : _g.LogSumExp[at];
                 unit.FirstNumbers[row] = _a.LogSumExp[at];
                 unit.SecondNumbers[row] = delta;
@@ -389,7 +411,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
 
             if (_g.LowRankQuery.IsGiven)
             {
-                new ReadOnlySpan<float>(gradient + width, rank).CopyTo(new Span<float>(_g.LowRankQuery.Row(unit.Slice.Batch, unit.Head, at), rank));
+                new ReadOnlySpan<float>(gradient + width, rank).CopyTo(new Span<float>(_g.LowRankQuery.Row(unit.Slice.Batch, unit.Head,
+                    at), rank));
             }
         }
     }
@@ -444,7 +467,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         }
 
         // Blocks lie where they lie in every sequence of full length; queries past a batch item's length are cleared with them.
-        var slice = _problem.IsPacked ? _problem.Sequence(index) : new SequenceSlice(index, index, 0, _problem.Queries, 0, _problem.Keys, 0);
+        var whole = new SequenceSlice(index, index, 0, _problem.Queries, 0, _problem.Keys, 0);
+        var slice = _problem.IsPacked ? _problem.Sequence(index) : whole;
         int rows, block = 0;
         for (long query = 0; query < slice.QueryLength; query += rows, block++)
         {

@@ -2,7 +2,8 @@ using System.Runtime.CompilerServices;
 
 namespace Heed.Kernels;
 
-/// <summary>A normaliser as the backward pass needs it: the weight of a pair again, and the derivative of the loss with respect to its score, from two numbers kept for each row.</summary>
+/// <summary>A normaliser as the backward pass needs it: the weight of a pair again, and the derivative of the loss with respect to its
+/// score, from two numbers kept for each row.</summary>
 internal interface INormalizerGradient
 {
     /// <summary>The weights of some pairs of a row.</summary>
@@ -16,8 +17,8 @@ internal interface INormalizerGradient
         where TOps : struct, IVectorOperations<TVector>;
 }
 
-/// <summary>Softmax: weights from the row's log-sum-exp; the gradient p (dp - delta) needs delta, the row's product of output and output gradient less the gradient of
-/// the log-sum-exp (arXiv 2307.08691, section 2.3.2, equation for dS).</summary>
+/// <summary>Softmax: weights from the row's log-sum-exp; the gradient p (dp - delta) needs delta, the row's product of output and output
+/// gradient less the gradient of the log-sum-exp (arXiv 2307.08691, algorithm 2).</summary>
 internal readonly struct SoftmaxGradient : INormalizerGradient
 {
     /// <inheritdoc/>

@@ -2,10 +2,12 @@ using System.Runtime.CompilerServices;
 
 namespace Heed.Kernels;
 
-/// <summary>Copies of operands that the backward pass reads as rows: what it multiplies with the transposed tile, and where it accumulates.</summary>
+/// <summary>Copies of operands that the backward pass reads as rows: what it multiplies with the transposed tile, and where it
+/// accumulates.</summary>
 internal static unsafe class BackwardPacking
 {
-    /// <summary>Copies rows of any element type: destination[row, column] = scale * source[row, column]. Columns past the last, up to whole vectors, become zero.</summary>
+    /// <summary>Copies rows of any element type: destination[row, column] = scale * source[row, column]. Columns past the last, up to
+    /// whole vectors, become zero.</summary>
     /// <param name="source">The view.</param>
     /// <param name="batch">The batch item.</param>
     /// <param name="head">The head.</param>
@@ -21,12 +23,15 @@ internal static unsafe class BackwardPacking
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector> => source.Type switch
         {
-            ElementType.Float32 => Rows<TVector, TOps, Float32Element>(source, batch, head, firstRow, rows, scale, destination, stride, width),
-            ElementType.Float16 => Rows<TVector, TOps, Float16Element>(source, batch, head, firstRow, rows, scale, destination, stride, width),
+            ElementType.Float32 => Rows<TVector, TOps, Float32Element>(source, batch, head, firstRow, rows, scale, destination, stride,
+                width),
+            ElementType.Float16 => Rows<TVector, TOps, Float16Element>(source, batch, head, firstRow, rows, scale, destination, stride,
+                width),
             _ => Rows<TVector, TOps, BFloat16Element>(source, batch, head, firstRow, rows, scale, destination, stride, width),
         };
 
-    /// <summary>Transposes keys of any element type into panels of their depth: panel after panel of <see cref="Packing.PanelWidth"/> keys, the rows of one panel
+    /// <summary>Transposes keys of any element type into panels of their depth: panel after panel of <see cref="Packing.PanelWidth"/>
+    /// keys, the rows of one panel
     /// <paramref name="depth"/> of them, of which this writes those from <paramref name="firstDepth"/> on.</summary>
     /// <param name="source">The view.</param>
     /// <param name="batch">The batch item.</param>
@@ -36,7 +41,8 @@ internal static unsafe class BackwardPacking
     /// <param name="panels">The panels.</param>
     /// <param name="firstDepth">First row of each panel that is written.</param>
     /// <param name="depth">Rows of a panel.</param>
-    public static void Panels<TVector, TOps>(TensorView source, long batch, long head, long firstRow, long rows, float* panels, long firstDepth, long depth)
+    public static void Panels<TVector, TOps>(TensorView source, long batch, long head, long firstRow, long rows, float* panels,
+        long firstDepth, long depth)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
@@ -48,13 +54,16 @@ internal static unsafe class BackwardPacking
             switch (source.Type)
             {
                 case ElementType.Float32:
-                    Packing.KeyPanel<Float32Element>(First<Float32Element>(source, batch, head, firstRow + row), (nint)source.RowStride * 4, keys, (nint)source.Width, panel, width);
+                    Packing.KeyPanel<Float32Element>(First<Float32Element>(source, batch, head, firstRow + row),
+                        (nint)source.RowStride * 4, keys, (nint)source.Width, panel, width);
                     break;
                 case ElementType.Float16:
-                    Packing.KeyPanel<Float16Element>(First<Float16Element>(source, batch, head, firstRow + row), (nint)source.RowStride * 2, keys, (nint)source.Width, panel, width);
+                    Packing.KeyPanel<Float16Element>(First<Float16Element>(source, batch, head, firstRow + row),
+                        (nint)source.RowStride * 2, keys, (nint)source.Width, panel, width);
                     break;
                 default:
-                    Packing.KeyPanel<BFloat16Element>(First<BFloat16Element>(source, batch, head, firstRow + row), (nint)source.RowStride * 2, keys, (nint)source.Width, panel, width);
+                    Packing.KeyPanel<BFloat16Element>(First<BFloat16Element>(source, batch, head, firstRow + row),
+                        (nint)source.RowStride * 2, keys, (nint)source.Width, panel, width);
                     break;
             }
         }
@@ -99,6 +108,7 @@ internal static unsafe class BackwardPacking
         where TElement : struct, IElement =>
         (byte*)view.Data + (((batch * view.BatchStride) + (head * view.HeadStride) + (row * view.RowStride)) * TElement.Size);
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static bool Rows<TVector, TOps, TElement>(
         TensorView view, long batch, long head, long firstRow, int rows, float scale, float* destination, nint stride, int width)
         where TVector : struct

@@ -1,6 +1,7 @@
 namespace Heed.Kernels;
 
-/// <summary>How the backward pass of a problem is cut into units of work, and how much memory they take: a matter of the shape alone, never of the number of threads.</summary>
+/// <summary>How the backward pass of a problem is cut into units of work, and how much memory they take: a matter of the shape alone,
+/// never of the number of threads.</summary>
 internal sealed unsafe class BackwardShape
 {
     /// <summary>Columns of a tile, whole panels of every vector width.</summary>
@@ -9,12 +10,13 @@ internal sealed unsafe class BackwardShape
     /// <summary>Strips of a block of queries, at most.</summary>
     public const int MostStrips = 22;
 
-    // More lanes keep more threads busy, but split the gradients of keys and values into more partial sums. Lanes that add to one bias keep all of them until the end.
+    // More lanes keep more threads busy, but each packs the keys again, which takes a fiftieth of the time of so many blocks of queries.
     private const int WantedLanes = 16;
-    private const int WantedSharedLanes = 4;
+    private const int LeastBlocksOfSplit = 8;
 
-    // Below this a split spends more time on packing the keys than on its queries.
-    private const int LeastBlocksOfSplit = 4;
+    // Lanes that add to one bias keep their partial sums until the end: few of them, and where there would be one alone, of blocks however
+    // few.
+    private const int WantedSharedLanes = 4;
 
     private readonly CheckedProblem _problem;
     private readonly long _divided;
@@ -26,7 +28,8 @@ internal sealed unsafe class BackwardShape
         for (var i = 0; problem.IsPacked && i < problem.Sequences; i++)
         {
             var slice = problem.Sequence(i);
-            (queries, keys) = i == 0 ? (slice.QueryLength, slice.KeyLength) : (Math.Max(queries, slice.QueryLength), Math.Max(keys, slice.KeyLength));
+            queries = i == 0 ? slice.QueryLength : Math.Max(queries, slice.QueryLength);
+            keys = i == 0 ? slice.KeyLength : Math.Max(keys, slice.KeyLength);
         }
 
         var wantsDenseBias = gradients.Bias.IsGiven && gradients.Bias.QueryStride != 0 && gradients.Bias.KeyStride != 0;
@@ -46,8 +49,8 @@ internal sealed unsafe class BackwardShape
         var parts = (_divided + most - 1) / most;
         BlockRows = (int)((((_divided + parts - 1) / parts) + MicroKernel.Rows - 1) / MicroKernel.Rows * MicroKernel.Rows);
         var blocks = (queries + BlockRows - 1) / BlockRows;
-        var wanted = SharesBatch || SharesHeads ? WantedSharedLanes : WantedLanes;
-        Splits = (int)Math.Clamp((wanted + owners - 1) / Math.Max(owners, 1), 1, Math.Max(1, blocks / LeastBlocksOfSplit));
+        var (wanted, least) = SharesBatch || SharesHeads ? (WantedSharedLanes, 1) : (WantedLanes, LeastBlocksOfSplit);
+        Splits = (int)Math.Clamp((wanted + owners - 1) / Math.Max(owners, 1), 1, Math.Max(1, blocks / least));
         Lanes = checked(owners * Splits);
 
         Depth = problem.Width + problem.Rank;
@@ -118,7 +121,8 @@ internal sealed unsafe class BackwardShape
     /// <summary>Where the gradient of the values begins behind that of the keys.</summary>
     public long ValueOffset => Workspace.Lines(AccumulatorRows * KeyWidth);
 
-    /// <summary>Rows of the block that begins with a query: blocks lie within the block mask's blocks of queries, at the same rows for every batch item.</summary>
+    /// <summary>Rows of the block that begins with a query: blocks lie within the block mask's blocks of queries, at the same rows for
+    /// every batch item.</summary>
     public int RowsAt(in SequenceSlice slice, long query)
     {
         var place = (_problem.Arguments.BlockMask is null ? query : slice.QueryStart + query) % _divided;
@@ -126,15 +130,17 @@ internal sealed unsafe class BackwardShape
         return (int)Math.Min(end - place, slice.QueryLength - query);
     }
 
-    /// <summary>Accumulators that are alive at the same time, at most. A lane is taken after all before it, so unfinished key/value heads are no more than threads.</summary>
+    /// <summary>Accumulators that are alive at the same time, at most. A lane is taken after all before it, so unfinished key/value heads
+    /// are no more than threads.</summary>
     public long PartialBuffers(int threads)
     {
         var heads = (long)_problem.Sequences * _problem.KeyHeads;
-        return Parts == 1 ? 0 : Parts * (SharesBatch || SharesHeads ? heads : Math.Min(heads, threads > 0 ? threads : Environment.ProcessorCount));
+        return Parts == 1 ? 0 : Parts * (SharesBatch || SharesHeads ? heads : Math.Min(heads, threads));
     }
 }
 
-/// <summary>One unit of the backward pass: a sequence, a share of the heads of a key/value head, a split of its queries; and the memory that it works in.</summary>
+/// <summary>One unit of the backward pass: a sequence, a share of the heads of a key/value head, a split of its queries; and the memory
+/// that it works in.</summary>
 internal unsafe struct BackwardUnit
 {
     /// <summary>The sequence.</summary>

@@ -1,11 +1,13 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace Heed.Kernels;
 
 /// <summary>
-/// The gradients that are sums of the gradient of the scores: biases, ALiBi slopes, sinks. A dense bias with a value per pair receives its gradient tile by tile; everything else is
-/// summed per head first, in memory proportional to the sequence, and over the dimensions that a bias repeats at the end, always in the same order.
+/// The gradients that are sums of the gradient of the scores: biases, ALiBi slopes, sinks. A dense bias with a value per pair receives its
+/// gradient tile by tile; everything else is summed per head first, in memory proportional to the sequence, and over the dimensions that a
+/// bias repeats at the end, always in the same order.
 /// </summary>
 internal readonly unsafe struct BackwardSums
 {
@@ -48,7 +50,8 @@ internal readonly unsafe struct BackwardSums
 
     /// <summary>Clears a row of the dense bias's gradient.</summary>
     public void ClearPairs(long batch, long head, long query) =>
-        new Span<float>((float*)_g.Bias.Data + (batch * _g.Bias.BatchStride) + (head * _g.Bias.HeadStride) + (query * _g.Bias.QueryStride), _problem.Keys).Clear();
+        new Span<float>((float*)_g.Bias.Data + (batch * _g.Bias.BatchStride) + (head * _g.Bias.HeadStride) + (query * _g.Bias.QueryStride),
+            _problem.Keys).Clear();
 
     /// <summary>Starts a head of a unit.</summary>
     public void Begin(ref BackwardUnit unit)
@@ -66,6 +69,7 @@ internal readonly unsafe struct BackwardSums
     /// <param name="rows">Its rows.</param>
     /// <param name="firstKey">Key of the tile's first column, within the sequence.</param>
     /// <param name="columns">The strip's columns; beside them, to whole vectors, there are zeros.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Add<TVector, TOps>(ref BackwardUnit unit, int row, int rows, long firstKey, StripColumns columns)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -98,7 +102,8 @@ internal readonly unsafe struct BackwardSums
             unit.SlopeGradient -= TOps.Sum(slope);
             if (_rows != null)
             {
-                _rows[(((unit.Slice.Batch * _problem.Heads) + unit.Head) * _problem.Queries) + unit.Slice.QueryStart + query] += TOps.Sum(sum);
+                var head = (unit.Slice.Batch * _problem.Heads) + unit.Head;
+                _rows[(head * _problem.Queries) + unit.Slice.QueryStart + query] += TOps.Sum(sum);
             }
         }
     }
@@ -165,7 +170,8 @@ internal readonly unsafe struct BackwardSums
     private void Fold(in BiasView view, long stride, float* sums, int repeats, int count)
     {
         var (batches, heads, elements) = (_problem.Batch, _problem.Heads, count);
-        var (ownBatches, ownHeads, own) = (view.BatchStride == 0 ? 1 : batches, view.HeadStride == 0 ? 1 : heads, stride == 0 ? 1 : elements);
+        var (ownBatches, ownHeads, own) = (view.BatchStride == 0 ? 1 : batches, view.HeadStride == 0 ? 1 : heads,
+            stride == 0 ? 1 : elements);
         for (var batch = 0; batch < ownBatches; batch++)
         {
             for (var head = 0; head < ownHeads; head++)

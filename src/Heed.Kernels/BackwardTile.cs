@@ -2,8 +2,10 @@ using System.Runtime.CompilerServices;
 
 namespace Heed.Kernels;
 
-/// <summary>The columns of a tile that a strip of six rows computes; the others are absent. Both ends do not decrease from strip to strip.</summary>
-/// <param name="First">First column. A strip that computes nothing has First = End = 0 above the strips that do, or <see cref="int.MaxValue"/> below them.</param>
+/// <summary>The columns of a tile that a strip of six rows computes; the others are absent. Both ends do not decrease from strip to
+/// strip.</summary>
+/// <param name="First">First column. A strip that computes nothing has First = End = 0 above the strips that do, or
+/// <see cref="int.MaxValue"/> below them.</param>
 /// <param name="End">Column after the last.</param>
 internal readonly record struct StripColumns(int First, int End)
 {
@@ -27,7 +29,8 @@ internal readonly record struct StripColumns(int First, int End)
     /// <param name="columns">Receives the columns of each strip.</param>
     /// <returns>Whether there are any.</returns>
     public static unsafe bool Find(
-        CheckedProblem problem, in SequenceSlice slice, long query, int rows, in KeySegment segment, long firstKey, int width, StripColumns* columns)
+        CheckedProblem problem, in SequenceSlice slice, long query, int rows, in KeySegment segment, long firstKey, int width,
+            StripColumns* columns)
     {
         var any = false;
         for (var row = 0; row < rows; row += MicroKernel.Rows, columns++)
@@ -43,13 +46,14 @@ internal readonly record struct StripColumns(int First, int End)
 }
 
 /// <summary>
-/// The steps of the backward pass on one tile of scores (rows are queries, columns are keys, <see cref="MicroKernel.ScoreStride"/> floats apart): products with the tile on
-/// either side, and the way from scores to their gradient.
+/// The steps of the backward pass on one tile of scores (rows are queries, columns are keys, <see cref="MicroKernel.ScoreStride"/> floats
+/// apart): products with the tile on either side, and the way from scores to their gradient.
 /// </summary>
 /// <remarks>Products read the columns of a strip, and a little beyond: the step from scores to gradients leaves zeros there.</remarks>
 internal static unsafe class BackwardTile
 {
-    /// <summary>Marks the weight of a pair that does not exist, for the careful products. It adds as zero does, and no normaliser gives it.</summary>
+    /// <summary>Marks the weight of a pair that does not exist, for the careful products. It adds as zero does, and no normaliser gives
+    /// it.</summary>
     private const uint Absent = 0x8000_0000;
 
     private const int Rows = MicroKernel.Rows;
@@ -63,7 +67,9 @@ internal static unsafe class BackwardTile
     /// <param name="count">Number of strips.</param>
     /// <param name="width">Columns of the tile.</param>
     /// <param name="tile">Receives the products.</param>
-    public static void Multiply<TVector, TOps>(float* strips, nint depth, float* panels, StripColumns* columns, int count, int width, float* tile)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void Multiply<TVector, TOps>(float* strips, nint depth, float* panels, StripColumns* columns, int count, int width,
+        float* tile)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
@@ -92,6 +98,7 @@ internal static unsafe class BackwardTile
     /// <param name="right">Rows of the right operand, the tile's first column first.</param>
     /// <param name="width">Floats of a row of the right operand and the result, a multiple of the lanes.</param>
     /// <param name="result">Rows of the result, six for every strip.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddRowProducts<TVector, TOps>(float* tile, StripColumns* columns, int count, float* right, int width, float* result)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -122,8 +129,11 @@ internal static unsafe class BackwardTile
     /// <param name="tileWidth">Columns of the tile.</param>
     /// <param name="right">Rows of the right operand.</param>
     /// <param name="width">Floats of a row of the right operand and the result, a multiple of the lanes.</param>
-    /// <param name="result">Rows of the result, the tile's first column first; up to five rows after the last column are written back unchanged.</param>
-    public static void AddColumnProducts<TVector, TOps>(float* tile, StripColumns* columns, int rows, int tileWidth, float* right, int width, float* result)
+    /// <param name="result">Rows of the result, the tile's first column first; up to five rows after the last column are written back
+    /// unchanged.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void AddColumnProducts<TVector, TOps>(float* tile, StripColumns* columns, int rows, int tileWidth, float* right,
+        int width, float* result)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
@@ -159,8 +169,10 @@ internal static unsafe class BackwardTile
         }
     }
 
-    /// <summary>As <see cref="AddRowProducts"/> where the right operand holds infinities or NaN: leaves out the pairs that do not exist instead of multiplying by zero.</summary>
-    public static void AddRowProductsCarefully(float* tile, float* weights, StripColumns* columns, int rows, float* right, int width, float* result)
+    /// <summary>As <see cref="AddRowProducts"/> where the right operand holds infinities or NaN: leaves out the pairs that do not exist
+    /// instead of multiplying by zero.</summary>
+    public static void AddRowProductsCarefully(float* tile, float* weights, StripColumns* columns, int rows, float* right, int width,
+        float* result)
     {
         for (var row = 0; row < rows; row++)
         {
@@ -172,7 +184,8 @@ internal static unsafe class BackwardTile
     }
 
     /// <summary>As <see cref="AddColumnProducts"/> where the right operand holds infinities or NaN.</summary>
-    public static void AddColumnProductsCarefully(float* tile, float* weights, StripColumns* columns, int rows, float* right, int width, float* result)
+    public static void AddColumnProductsCarefully(float* tile, float* weights, StripColumns* columns, int rows, float* right, int width,
+        float* result)
     {
         for (var row = 0; row < rows; row++)
         {
@@ -183,8 +196,8 @@ internal static unsafe class BackwardTile
         }
     }
 
-    /// <summary>Turns the scores of a strip into weights and the products of the output's gradient with the values into the gradient of the scores. A score of minus
-    /// infinity is a pair that does not exist.</summary>
+    /// <summary>Turns the scores of a strip into weights and the products of the output's gradient with the values into the gradient of
+    /// the scores. A score of minus infinity is a pair that does not exist.</summary>
     /// <param name="scores">Scores of the strip; receives the weights.</param>
     /// <param name="products">Products; receives the gradients of the final scores.</param>
     /// <param name="columns">The columns of the strip; beside them, as far as the products read, zeros are left.</param>
@@ -192,7 +205,8 @@ internal static unsafe class BackwardTile
     /// <param name="first">First number that the normaliser keeps of each row.</param>
     /// <param name="second">Second number that the normaliser keeps of each row.</param>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public static void Differentiate<TVector, TOps, TNormalizer>(float* scores, float* products, StripColumns columns, int rows, float* first, float* second)
+    public static void Differentiate<TVector, TOps, TNormalizer>(float* scores, float* products, StripColumns columns, int rows,
+        float* first, float* second)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
         where TNormalizer : struct, INormalizerGradient
@@ -238,7 +252,9 @@ internal static unsafe class BackwardTile
     }
 
     /// <summary>gradient *= 1 - (capped / cap)^2, the derivative of the softcap, in the columns of a strip.</summary>
-    public static void DifferentiateSoftcap<TVector, TOps>(float* capped, float* weights, float* gradients, StripColumns columns, int rows, float cap)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void DifferentiateSoftcap<TVector, TOps>(float* capped, float* weights, float* gradients, StripColumns columns, int rows,
+        float cap)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
@@ -254,7 +270,9 @@ internal static unsafe class BackwardTile
         }
     }
 
-    /// <summary>Clears the gradients of the pairs of a strip that do not exist, and those beside its columns, after a modifier has seen sixteen keys at a time.</summary>
+    /// <summary>Clears the gradients of the pairs of a strip that do not exist, and those beside its columns, after a modifier has seen
+    /// sixteen keys at a time.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void ClearAbsent<TVector, TOps>(float* weights, float* gradients, StripColumns columns, int rows)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
@@ -263,7 +281,8 @@ internal static unsafe class BackwardTile
         {
             for (var column = columns.First & -TOps.Lanes; column < columns.End; column += TOps.Lanes)
             {
-                TOps.Store(TOps.Select(IsAbsent<TVector, TOps>(weights + column), TOps.Zero, TOps.Load(gradients + column)), gradients + column);
+                TOps.Store(TOps.Select(IsAbsent<TVector, TOps>(weights + column), TOps.Zero, TOps.Load(gradients + column)), gradients
+                    + column);
             }
 
             new Span<float>(gradients + columns.End, Math.Min(Stride - columns.End, 2 * 16)).Clear();
@@ -274,7 +293,8 @@ internal static unsafe class BackwardTile
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static TVector IsAbsent<TVector, TOps>(float* weights)
         where TVector : struct
-        where TOps : struct, IVectorOperations<TVector> => TOps.LessThan(TOps.Divide(TOps.Create(1), TOps.Load(weights)), TOps.Create(float.MinValue));
+        where TOps : struct, IVectorOperations<TVector> =>
+            TOps.LessThan(TOps.Divide(TOps.Create(1), TOps.Load(weights)), TOps.Create(float.MinValue));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Differentiate<TVector, TOps, TNormalizer>(float* score, float* product, TVector first, TVector second)

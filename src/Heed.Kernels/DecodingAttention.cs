@@ -12,6 +12,10 @@ internal static unsafe class DecodingAttention
     /// <summary>Most queries of a call that counts as decoding.</summary>
     public const int MostQueries = 16;
 
+    // Over a short cache many queries are better off with packed keys: the tiled kernel measures faster there, and slower everywhere else up to MostQueries.
+    private const int MostQueriesOverFewKeys = 8;
+    private const int FewKeys = 1024;
+
     /// <summary>Computes a problem, its output checked too, if it is one of decoding.</summary>
     /// <returns>False, with nothing done, when the call is for the tiled kernel.</returns>
     public static bool TryForward<TScore, TMask>(CheckedProblem problem)
@@ -28,7 +32,7 @@ internal static unsafe class DecodingAttention
     }
 
     private static bool Fits(in AttentionArguments a) =>
-        a.Query.Length is > 0 and <= MostQueries
+        a.Query.Length > 0 && a.Query.Length <= (a.Key.Length < FewKeys ? MostQueriesOverFewKeys : MostQueries)
         && a.Query.Batch > 0 && a.Query.Heads > 0 && a.Key.Length > 0 && a.Query.Width > 0 && a.Value.Width > 0
         && a.Normalizer == Normalizer.Softmax
         && a.BlockMask is null && a.QueryOffsets == null && !a.LowRankQuery.IsGiven && !a.Statistics.Any;

@@ -4,25 +4,29 @@ using System.Runtime.Intrinsics.X86;
 
 namespace Heed.Kernels;
 
-/// <summary>The chunks of <see cref="DecodingLoop"/>, for one width of vectors. A chunk is walked in stretches of <see cref="Stretch"/> keys: scores, exponentials with a running
+/// <summary>The chunks of <see cref="DecodingLoop"/>, for one width of vectors. A chunk is walked in stretches of keys: scores, exponentials with a running
 /// maximum, and the weighted sum of the values, each while the stretch is in the nearest cache.</summary>
+/// <remarks>Loops are compiled in full from the first call: an unoptimised first tier, in programs with tiered compilation, would be a thousand times slower.</remarks>
 internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     where TVector : struct
     where TOps : struct, IVectorOperations<TVector>
 {
     private const int Stretch = 256;
 
-    // A stretch that is copied stays in the first-level cache between the copy and its uses.
-    private const int CopiedStretch = 64;
+    // A stretch that is copied, or read by more rows than this, stays in the first-level cache between its uses.
+    private const int ReusedStretch = 64;
+    private const int MostRowsPassing = 2;
 
-    // How many bytes ahead of a load memory is asked: some hundred cycles at the bandwidth of one core.
+    // How far ahead of its use a row is asked for, in bytes of rows: some hundred nanoseconds at the bandwidth of one core.
     private const int BytesAhead = 8192;
+
+    private const int CacheLine = 64;
 
     // Minus zero stands for the weight of a pair that a bias took away: unlike one that is merely too small, it must not meet its value.
     private const int AbsentBits = int.MinValue;
 
-    // With more rows than this, a copy of the stretch, converted, pays: memory is read once in order, whatever order the products take.
-    private const int MostRowsStreaming = 2;
+    // With more rows than this, converting a stretch once is cheaper than converting it for every pair of rows.
+    private const int MostRowsConverting = 8;
 
     [ThreadStatic]
     private static DecodingKernel<TVector, TOps>? t_ofThread;
@@ -105,9 +109,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
 
         new Span<float>(output, rows * OutputStride).Clear();
         var width = (int)Workspace.Lines(Problem.Width);
-        var copyKeys = Problem.Width % TOps.Lanes != 0 || rows > MostRowsStreaming;
-        var copyValues = Problem.ValueWidth % TOps.Lanes != 0 || rows > MostRowsStreaming;
-        var step = copyKeys || copyValues ? CopiedStretch : Stretch;
+        var copyKeys = Problem.Width % TOps.Lanes != 0 || (TKey.Size != sizeof(float) && rows > MostRowsConverting);
+        var copyValues = Problem.ValueWidth % TOps.Lanes != 0 || (TValue.Size != sizeof(float) && rows > MostRowsConverting);
+        var step = copyKeys || copyValues || rows > MostRowsPassing ? ReusedStretch : Stretch;
         var query = Workspace.OfItem.Take(
             ((long)rows * (width + Stretch)) + (copyKeys ? step * (long)width : 0) + (copyValues ? step * (long)OutputStride : 0));
         var scores = query + ((long)rows * width);
@@ -125,11 +129,13 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             if (copyKeys)
             {
                 Copy<TKey>(keys, keyStride, keyCopy, width, Problem.Width, count);
-                Scores<Float32Element, Zero>(query, width, (byte*)keyCopy, width * sizeof(float), scores, rows, count, width);
+                var upcoming = new Upcoming((nint)keys + (step * keyStride), keyStride, Problem.Width * TKey.Size);
+                Scores<Float32Element>(query, width, (byte*)keyCopy, width * sizeof(float), scores, rows, count, width, upcoming);
             }
             else
             {
-                Scores<TKey, One>(query, width, keys, keyStride, scores, rows, count, Problem.Width);
+                var bytes = Problem.Width * TKey.Size;
+                Scores<TKey>(query, width, keys, keyStride, scores, rows, count, Problem.Width, new((nint)keys + (RowsAhead(bytes) * keyStride), keyStride, bytes));
             }
 
             for (var r = 0; r < rows; r++)
@@ -146,16 +152,22 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             if (copyValues)
             {
                 Copy<TValue>(values, valueStride, valueCopy, OutputStride, Problem.ValueWidth, count);
-                Accumulate<Float32Element, Zero>(scores, (byte*)valueCopy, OutputStride * sizeof(float), output, at, count, first, last, OutputStride);
+                var upcoming = new Upcoming((nint)values + (step * valueStride), valueStride, Problem.ValueWidth * TValue.Size);
+                Accumulate<Float32Element>(scores, (byte*)valueCopy, OutputStride * sizeof(float), output, at, count, first, last, OutputStride, upcoming);
             }
             else
             {
-                Accumulate<TValue, One>(scores, values, valueStride, output, at, count, first, last, Problem.ValueWidth);
+                var bytes = Problem.ValueWidth * TValue.Size;
+                Accumulate<TValue>(
+                    scores, values, valueStride, output, at, count, first, last, Problem.ValueWidth, new((nint)values + (RowsAhead(bytes) * valueStride), valueStride, bytes));
             }
         }
     }
 
+    private static nint RowsAhead(int bytesOfRow) => (BytesAhead + bytesOfRow - 1) / bytesOfRow;
+
     /// <summary>The scaled queries of a group's heads, padded with zeros to whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private void LoadQueries(long batch, long head, float* query, int width)
     {
         ref readonly var a = ref Problem.Arguments;
@@ -169,7 +181,28 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    /// <summary>Rows to ask memory for while others are computed with: whatever the hardware guesses, keys and values take turns, and it starts over at each.</summary>
+    /// <param name="First">The row that corresponds to the first of those computed with; null: none.</param>
+    /// <param name="Stride">Bytes from one row to the next.</param>
+    /// <param name="Bytes">Bytes of a row.</param>
+    private readonly record struct Upcoming(nint First, nint Stride, nint Bytes)
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Request(nint row)
+        {
+            if (First != 0 && Sse.IsSupported)
+            {
+                var line = (byte*)(First + (row * Stride));
+                for (var end = line + Bytes; line < end; line += CacheLine)
+                {
+                    Sse.Prefetch0(line);
+                }
+            }
+        }
+    }
+
     /// <summary>Rows as float32, padded with zeros.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void Copy<TElement>(byte* source, nint sourceStride, float* destination, int stride, int width, int count)
         where TElement : struct, IElement
     {
@@ -178,7 +211,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var d = 0;
             for (; d <= width - TOps.Lanes; d += TOps.Lanes)
             {
-                TOps.Store(Ahead<TElement, One>(source + (d * TElement.Size)), destination + d);
+                TOps.Store(TElement.Load<TVector, TOps>(source + (d * TElement.Size)), destination + d);
             }
 
             for (; d < stride; d++)
@@ -191,33 +224,31 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
-    private static void Scores<TElement, TFirst>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int rows, int count, int width)
+    private static void Scores<TElement>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int rows, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
-        where TFirst : struct, IConstant
     {
         if (rows == 1)
         {
-            ScoresOfOne<TElement, TFirst>(query, keys, keyStride, scores, count, width);
+            ScoresOfOne<TElement>(query, keys, keyStride, scores, count, width, upcoming);
             return;
         }
 
-        ScoresOfTwo<TElement, TFirst>(query, queryStride, keys, keyStride, scores, count, width);
+        ScoresOfTwo<TElement>(query, queryStride, keys, keyStride, scores, count, width, upcoming);
         var r = 2;
         for (; r <= rows - 2; r += 2)
         {
-            ScoresOfTwo<TElement, Zero>(query + ((long)r * queryStride), queryStride, keys, keyStride, scores + ((long)r * Stretch), count, width);
+            ScoresOfTwo<TElement>(query + ((long)r * queryStride), queryStride, keys, keyStride, scores + ((long)r * Stretch), count, width, default);
         }
 
         if (r < rows)
         {
-            ScoresOfOne<TElement, Zero>(query + ((long)r * queryStride), keys, keyStride, scores + ((long)r * Stretch), count, width);
+            ScoresOfOne<TElement>(query + ((long)r * queryStride), keys, keyStride, scores + ((long)r * Stretch), count, width, default);
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void ScoresOfOne<TElement, TFirst>(float* query, byte* keys, nint keyStride, float* scores, int count, int width)
+    private static void ScoresOfOne<TElement>(float* query, byte* keys, nint keyStride, float* scores, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
-        where TFirst : struct, IConstant
     {
         var j = 0;
         for (; j <= count - 4; j += 4)
@@ -230,13 +261,17 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint d = 0; d < width; d += TOps.Lanes)
             {
                 var q = TOps.Load(query + d);
-                s0 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k0 + (d * TElement.Size)), s0);
-                s1 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k1 + (d * TElement.Size)), s1);
-                s2 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k2 + (d * TElement.Size)), s2);
-                s3 = TOps.MultiplyAdd(q, Ahead<TElement, TFirst>(k3 + (d * TElement.Size)), s3);
+                s0 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k0 + (d * TElement.Size)), s0);
+                s1 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k1 + (d * TElement.Size)), s1);
+                s2 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k2 + (d * TElement.Size)), s2);
+                s3 = TOps.MultiplyAdd(q, TElement.Load<TVector, TOps>(k3 + (d * TElement.Size)), s3);
             }
 
             TOps.SumEach(s0, s1, s2, s3).Store(scores + j);
+            upcoming.Request(j);
+            upcoming.Request(j + 1);
+            upcoming.Request(j + 2);
+            upcoming.Request(j + 3);
             keys += 4 * keyStride;
         }
 
@@ -254,9 +289,8 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void ScoresOfTwo<TElement, TFirst>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int count, int width)
+    private static void ScoresOfTwo<TElement>(float* query, int queryStride, byte* keys, nint keyStride, float* scores, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
-        where TFirst : struct, IConstant
     {
         var j = 0;
         for (; j <= count - 4; j += 4)
@@ -270,22 +304,26 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint d = 0; d < width; d += TOps.Lanes)
             {
                 var (q0, q1) = (TOps.Load(query + d), TOps.Load(query + queryStride + d));
-                var k = Ahead<TElement, TFirst>(k0 + (d * TElement.Size));
+                var k = TElement.Load<TVector, TOps>(k0 + (d * TElement.Size));
                 s0 = TOps.MultiplyAdd(q0, k, s0);
                 t0 = TOps.MultiplyAdd(q1, k, t0);
-                k = Ahead<TElement, TFirst>(k1 + (d * TElement.Size));
+                k = TElement.Load<TVector, TOps>(k1 + (d * TElement.Size));
                 s1 = TOps.MultiplyAdd(q0, k, s1);
                 t1 = TOps.MultiplyAdd(q1, k, t1);
-                k = Ahead<TElement, TFirst>(k2 + (d * TElement.Size));
+                k = TElement.Load<TVector, TOps>(k2 + (d * TElement.Size));
                 s2 = TOps.MultiplyAdd(q0, k, s2);
                 t2 = TOps.MultiplyAdd(q1, k, t2);
-                k = Ahead<TElement, TFirst>(k3 + (d * TElement.Size));
+                k = TElement.Load<TVector, TOps>(k3 + (d * TElement.Size));
                 s3 = TOps.MultiplyAdd(q0, k, s3);
                 t3 = TOps.MultiplyAdd(q1, k, t3);
             }
 
             TOps.SumEach(s0, s1, s2, s3).Store(scores + j);
             TOps.SumEach(t0, t1, t2, t3).Store(scores + Stretch + j);
+            upcoming.Request(j);
+            upcoming.Request(j + 1);
+            upcoming.Request(j + 2);
+            upcoming.Request(j + 3);
             keys += 4 * keyStride;
         }
 
@@ -307,6 +345,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
 
     /// <summary>Turns the products of a row and a stretch into exponentials relative to the row's maximum, and counts them into its sum.</summary>
     /// <returns>What the row's output so far has to be multiplied with.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private float Exponentials(
         float* scores, long batch, long head, long query, long at, int count, long first, long last, long position, ref float maximum, ref float sum)
     {
@@ -372,6 +411,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         return factor;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void Cap(float* scores, int padded, float softcap)
     {
         var (cap, inverse) = (TOps.Create(softcap), TOps.Create(1 / softcap));
@@ -381,6 +421,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void AddDistance(float* scores, int padded, float slope, long offset)
     {
         var (negative, start) = (TOps.Create(-slope), TOps.Create(offset));
@@ -391,6 +432,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void AddBias(float* scores, float* bias, long stride, int from, int to)
     {
         for (var j = from; j < to; j++)
@@ -401,6 +443,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private void Rescale(float* output, float factor)
     {
         var by = TOps.Create(factor);
@@ -411,9 +454,8 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     /// <summary>output[rows] += weights[rows, count] * values[count]; a value outside a row's keys is not read into that row.</summary>
-    private void Accumulate<TElement, TFirst>(float* weights, byte* values, nint valueStride, float* output, long at, int count, long* first, long* last, int width)
+    private void Accumulate<TElement>(float* weights, byte* values, nint valueStride, float* output, long at, int count, long* first, long* last, int width, Upcoming upcoming)
         where TElement : struct, IElement
-        where TFirst : struct, IConstant
     {
         var (rows, queries) = (Rows, Problem.Queries);
         var masking = Problem.Arguments.Bias.IsGiven || Problem.Arguments.KeyBias.IsGiven;
@@ -436,26 +478,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             }
             else if (together == 1)
             {
-                if (r == 0)
-                {
-                    AccumulateOne<TElement, TFirst>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, commonEnd - common, width);
-                }
-                else
-                {
-                    AccumulateOne<TElement, Zero>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, commonEnd - common, width);
-                }
+                AccumulateOne<TElement>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, commonEnd - common, width, r == 0 ? upcoming : default);
             }
             else
             {
-                if (r == 0)
-                {
-                    AccumulateFour<TElement, TFirst>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, OutputStride, commonEnd - common, width);
-                }
-                else
-                {
-                    AccumulateFour<TElement, Zero>(blockWeights + common, values + (common * valueStride), valueStride, blockOutput, OutputStride, commonEnd - common, width);
-                }
-
+                AccumulateFour<TElement>(
+                    blockWeights + common, values + (common * valueStride), valueStride, blockOutput, OutputStride, commonEnd - common, width, r == 0 ? upcoming : default);
                 for (var n = r; n < r + together; n++)
                 {
                     // The keys at the ends that not all of the four see.
@@ -464,9 +492,9 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
                     var row = weights + ((long)n * Stretch);
                     var rowOutput = output + ((long)n * OutputStride);
                     var before = Math.Min(common, to);
-                    AccumulateOne<TElement, Zero>(row + from, values + (from * valueStride), valueStride, rowOutput, before - from, width);
+                    AccumulateOne<TElement>(row + from, values + (from * valueStride), valueStride, rowOutput, before - from, width, default);
                     var after = Math.Max(Math.Max(commonEnd, from), before);
-                    AccumulateOne<TElement, Zero>(row + after, values + (after * valueStride), valueStride, rowOutput, to - after, width);
+                    AccumulateOne<TElement>(row + after, values + (after * valueStride), valueStride, rowOutput, to - after, width, default);
                 }
             }
 
@@ -482,15 +510,14 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         {
             if (BitConverter.SingleToInt32Bits(weights[j]) != AbsentBits)
             {
-                AccumulateOne<TElement, Zero>(weights + j, values + (j * valueStride), valueStride, output, 1, width);
+                AccumulateOne<TElement>(weights + j, values + (j * valueStride), valueStride, output, 1, width, default);
             }
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void AccumulateOne<TElement, TFirst>(float* weights, byte* values, nint valueStride, float* output, int count, int width)
+    private static void AccumulateOne<TElement>(float* weights, byte* values, nint valueStride, float* output, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
-        where TFirst : struct, IConstant
     {
         nint d = 0;
         for (; d <= width - (8 * TOps.Lanes); d += 8 * TOps.Lanes)
@@ -501,14 +528,15 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint j = 0; j < count; j++)
             {
                 var w = TOps.Create(weights[j]);
-                o0 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v), o0);
-                o1 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (1 * TOps.Lanes * TElement.Size)), o1);
-                o2 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (2 * TOps.Lanes * TElement.Size)), o2);
-                o3 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (3 * TOps.Lanes * TElement.Size)), o3);
-                o4 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (4 * TOps.Lanes * TElement.Size)), o4);
-                o5 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (5 * TOps.Lanes * TElement.Size)), o5);
-                o6 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (6 * TOps.Lanes * TElement.Size)), o6);
-                o7 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (7 * TOps.Lanes * TElement.Size)), o7);
+                o0 = TOps.MultiplyAdd(w, Vector<TElement>(v, 0), o0);
+                o1 = TOps.MultiplyAdd(w, Vector<TElement>(v, 1), o1);
+                o2 = TOps.MultiplyAdd(w, Vector<TElement>(v, 2), o2);
+                o3 = TOps.MultiplyAdd(w, Vector<TElement>(v, 3), o3);
+                o4 = TOps.MultiplyAdd(w, Vector<TElement>(v, 4), o4);
+                o5 = TOps.MultiplyAdd(w, Vector<TElement>(v, 5), o5);
+                o6 = TOps.MultiplyAdd(w, Vector<TElement>(v, 6), o6);
+                o7 = TOps.MultiplyAdd(w, Vector<TElement>(v, 7), o7);
+                upcoming.Request(j);
                 v += valueStride;
             }
 
@@ -516,10 +544,12 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             TOps.Store(o1, o + TOps.Lanes);
             TOps.Store(o2, o + (2 * TOps.Lanes));
             TOps.Store(o3, o + (3 * TOps.Lanes));
+            upcoming = default;
             TOps.Store(o4, o + (4 * TOps.Lanes));
             TOps.Store(o5, o + (5 * TOps.Lanes));
             TOps.Store(o6, o + (6 * TOps.Lanes));
             TOps.Store(o7, o + (7 * TOps.Lanes));
+            upcoming = default;
         }
 
         for (; d <= width - (4 * TOps.Lanes); d += 4 * TOps.Lanes)
@@ -530,10 +560,11 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             for (nint j = 0; j < count; j++)
             {
                 var w = TOps.Create(weights[j]);
-                o0 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v), o0);
-                o1 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (1 * TOps.Lanes * TElement.Size)), o1);
-                o2 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (2 * TOps.Lanes * TElement.Size)), o2);
-                o3 = TOps.MultiplyAdd(w, Ahead<TElement, TFirst>(v + (3 * TOps.Lanes * TElement.Size)), o3);
+                o0 = TOps.MultiplyAdd(w, Vector<TElement>(v, 0), o0);
+                o1 = TOps.MultiplyAdd(w, Vector<TElement>(v, 1), o1);
+                o2 = TOps.MultiplyAdd(w, Vector<TElement>(v, 2), o2);
+                o3 = TOps.MultiplyAdd(w, Vector<TElement>(v, 3), o3);
+                upcoming.Request(j);
                 v += valueStride;
             }
 
@@ -541,6 +572,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             TOps.Store(o1, o + TOps.Lanes);
             TOps.Store(o2, o + (2 * TOps.Lanes));
             TOps.Store(o3, o + (3 * TOps.Lanes));
+            upcoming = default;
         }
 
         for (; d < width; d += TOps.Lanes)
@@ -549,18 +581,19 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             var sum = TOps.Load(output + d);
             for (nint j = 0; j < count; j++)
             {
-                sum = TOps.MultiplyAdd(TOps.Create(weights[j]), Ahead<TElement, TFirst>(v), sum);
+                sum = TOps.MultiplyAdd(TOps.Create(weights[j]), Vector<TElement>(v, 0), sum);
+                upcoming.Request(j);
                 v += valueStride;
             }
 
             TOps.Store(sum, output + d);
+            upcoming = default;
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void AccumulateFour<TElement, TFirst>(float* weights, byte* values, nint valueStride, float* output, int outputStride, int count, int width)
+    private static void AccumulateFour<TElement>(float* weights, byte* values, nint valueStride, float* output, int outputStride, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
-        where TFirst : struct, IConstant
     {
         nint d = 0;
         for (; d <= width - (2 * TOps.Lanes); d += 2 * TOps.Lanes)
@@ -573,7 +606,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             TVector o0 = Vector(o, 0), o1 = Vector(o, 1), p0 = Vector(p, 0), p1 = Vector(p, 1), q0 = Vector(q, 0), q1 = Vector(q, 1), r0 = Vector(r, 0), r1 = Vector(r, 1);
             for (nint j = 0; j < count; j++)
             {
-                var (v0, v1) = (Ahead<TElement, TFirst>(v), Ahead<TElement, TFirst>(v + (1 * TOps.Lanes * TElement.Size)));
+                var (v0, v1) = (Vector<TElement>(v, 0), Vector<TElement>(v, 1));
                 var w = TOps.Create(weights[j]);
                 o0 = TOps.MultiplyAdd(w, v0, o0);
                 o1 = TOps.MultiplyAdd(w, v1, o1);
@@ -586,6 +619,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
                 w = TOps.Create(weights[(3 * Stretch) + j]);
                 r0 = TOps.MultiplyAdd(w, v0, r0);
                 r1 = TOps.MultiplyAdd(w, v1, r1);
+                upcoming.Request(j);
                 v += valueStride;
             }
 
@@ -597,13 +631,14 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             TOps.Store(q1, q + TOps.Lanes);
             TOps.Store(r0, r);
             TOps.Store(r1, r + TOps.Lanes);
+            upcoming = default;
         }
 
         if (d < width)
         {
             for (var row = 0; row < 4; row++)
             {
-                AccumulateOne<TElement, Zero>(weights + (row * Stretch), values + (d * TElement.Size), valueStride, output + (row * outputStride) + d, count, (int)(width - d));
+                AccumulateOne<TElement>(weights + (row * Stretch), values + (d * TElement.Size), valueStride, output + (row * outputStride) + d, count, (int)(width - d), default);
             }
         }
     }
@@ -611,18 +646,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static TVector Vector(float* source, nint index) => TOps.Load(source + (index * TOps.Lanes));
 
-    /// <summary>Loads a vector and, on the first pass over a stretch, asks memory for what lies ahead: the hardware's own guessing starts over
-    /// whenever keys and values take turns.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static TVector Ahead<TElement, TFirst>(byte* source)
-        where TElement : struct, IElement
-        where TFirst : struct, IConstant
-    {
-        if (TFirst.Value != 0 && Sse.IsSupported)
-        {
-            Sse.Prefetch0(source + BytesAhead);
-        }
-
-        return TElement.Load<TVector, TOps>(source);
-    }
+    private static TVector Vector<TElement>(byte* source, nint index)
+        where TElement : struct, IElement => TElement.Load<TVector, TOps>(source + (index * TOps.Lanes * TElement.Size));
 }

@@ -5,7 +5,8 @@ using System.Runtime.Intrinsics;
 
 namespace Heed.Kernels;
 
-/// <summary>Checks a call for the mass per key and picks the loop that is compiled for its normaliser and for the vectors of this machine.</summary>
+/// <summary>Checks a call for the mass per key and picks the loop that is compiled for its normaliser and for the vectors of this
+/// machine.</summary>
 internal static unsafe class MassPerKeyPass
 {
     /// <inheritdoc cref="FusedAttention.MassPerKey{TScore, TMask}(in AttentionArguments, float*, TScore, TMask)"/>
@@ -28,7 +29,8 @@ internal static unsafe class MassPerKeyPass
     }
 
     /// <summary>As <see cref="Compute{TScore, TMask}"/> with vectors of a given width.</summary>
-    internal static void Compute<TVector, TOps, TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+    internal static void Compute<TVector, TOps, TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier,
+        TMask predicate)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
         where TScore : struct, IScoreModifier
@@ -43,12 +45,15 @@ internal static unsafe class MassPerKeyPass
 
         if (mass == null)
         {
-            throw new ArgumentNullException(nameof(mass), $"The mass per key needs a place for [{problem.Batch}, {problem.Heads}, {problem.Keys}] numbers.");
+            throw new ArgumentNullException(
+                nameof(mass), $"The mass per key needs a place for [{problem.Batch}, {problem.Heads}, {problem.Keys}] numbers.");
         }
 
         if (arguments.Normalizer == Normalizer.Softmax && arguments.LogSumExp == null && problem.Queries > 0)
         {
-            throw new ArgumentException("The mass per key of a softmax is found from the log-sum-exp: give the forward pass a place for it and keep it.", nameof(arguments));
+            throw new ArgumentException(
+                "The mass per key of a softmax is found from the log-sum-exp: give the forward pass a place for it and keep it.",
+                    nameof(arguments));
         }
 
         switch (problem.Arguments.Normalizer)
@@ -67,8 +72,8 @@ internal static unsafe class MassPerKeyPass
 }
 
 /// <summary>
-/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries. It is cut into units as the backward
-/// pass is (<see cref="BackwardShape"/>), so its bits do not depend on the number of threads either.
+/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries.
+/// It is cut into units as the backward pass is (<see cref="BackwardShape"/>), so its bits do not depend on the number of threads either.
 /// </summary>
 internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, TMask> : ParallelLoop
     where TVector : struct
@@ -99,7 +104,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     public void Run()
     {
         NativeMemory.Clear(_partial, checked((nuint)(Count * _shape.Splits * sizeof(float))));
-        Run(_shape.Lanes, _problem.Arguments.Threads);
+        Run(_shape.Lanes, _problem.Threads);
         for (long i = 0; _shape.Splits > 1 && i < (long)_problem.Batch * _problem.Heads; i++)
         {
             var sum = new Span<float>(_mass + (i * _problem.Keys), _problem.Keys);
@@ -121,10 +126,12 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         unit.Slice = slice;
         var head = share * _shape.ShareHeads;
         ref readonly var a = ref _problem.Arguments;
-        BackwardPacking.Panels<TVector, TOps>(a.Key, slice.Batch, share / _shape.HeadParts, slice.KeyStart, slice.KeyLength, unit.KeyPanels, 0, _shape.Depth);
+        BackwardPacking.Panels<TVector, TOps>(a.Key, slice.Batch, share / _shape.HeadParts, slice.KeyStart, slice.KeyLength,
+            unit.KeyPanels, 0, _shape.Depth);
         if (_problem.HasLowRank)
         {
-            BackwardPacking.Panels<TVector, TOps>(a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels, _problem.Width, _shape.Depth);
+            BackwardPacking.Panels<TVector, TOps>(a.LowRankKey, slice.Batch, head, slice.KeyStart, slice.KeyLength, unit.KeyPanels,
+                _problem.Width, _shape.Depth);
         }
 
         for (var end = head + _shape.ShareHeads; head < end; head++)
@@ -172,7 +179,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         }
 
         var strips = (unit.Rows + MicroKernel.Rows - 1) / MicroKernel.Rows;
-        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns, strips, width, unit.Scores);
+        BackwardTile.Multiply<TVector, TOps>(unit.QueryStrips, _shape.Depth, unit.KeyPanels + (firstKey * _shape.Depth), unit.Columns,
+            strips, width, unit.Scores);
         for (var row = 0; row < unit.Rows; row += MicroKernel.Rows)
         {
             var columns = unit.Columns[row / MicroKernel.Rows];
@@ -186,7 +194,14 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             var rows = Math.Min(unit.Rows - row, MicroKernel.Rows);
             var scores = unit.Scores + (row * MicroKernel.ScoreStride);
             _scoring.Apply(unit.Slice, unit.Head, piece, unit.Query + row, rows, scores + start);
-            AddWeights(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+            if (_scoring.MayMask(unit.Slice, piece, unit.Query + row, rows))
+            {
+                AddWeights<One>(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+            }
+            else
+            {
+                AddWeights<Zero>(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
+            }
         }
     }
 
@@ -202,7 +217,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             if (_problem.HasLowRank)
             {
                 Packing.Strip(
-                    a.LowRankQuery.Row(batch, unit.Head, first + row), (nint)a.LowRankQuery.RowStride, rows, _problem.Rank, 1, strip + (MicroKernel.Rows * _problem.Width));
+                    a.LowRankQuery.Row(batch, unit.Head, first + row), (nint)a.LowRankQuery.RowStride, rows, _problem.Rank, 1, strip
+                        + (MicroKernel.Rows * _problem.Width));
             }
         }
 
@@ -218,27 +234,51 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     }
 
     /// <summary>Adds the weights of a strip to the sums of its columns.</summary>
+    /// <typeparam name="TMasks">One where a score may be minus infinity: a pair that does not exist, whatever its row's
+    /// log-sum-exp.</typeparam>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void AddWeights(float* scores, StripColumns columns, int rows, float* numbers, float* sums)
+    private static void AddWeights<TMasks>(float* scores, StripColumns columns, int rows, float* numbers, float* sums)
+        where TMasks : struct, IConstant
     {
+        const int stride = MicroKernel.ScoreStride;
         for (var column = columns.First & -TOps.Lanes; column < columns.End; column += TOps.Lanes)
         {
+            var at = scores + column;
             var sum = TOps.Zero;
-            for (var row = 0; row < rows; row++)
+            if (rows == MicroKernel.Rows)
             {
-                var score = TOps.Load(scores + (row * MicroKernel.ScoreStride) + column);
-                var weight = TNormalizer.Weigh<TVector, TOps>(score, TOps.Zero, TOps.Create(numbers[row]), TOps.Zero, out _);
-                sum = TOps.Add(sum, TOps.Select(TOps.LessThan(score, TOps.Create(float.MinValue)), TOps.Zero, weight));
+                // Written out: six chains of exponentials side by side hide each other's latency.
+                var low = TOps.Add(Weight<TMasks>(at, numbers), Weight<TMasks>(at + stride, numbers + 1));
+                var middle = TOps.Add(Weight<TMasks>(at + (2 * stride), numbers + 2), Weight<TMasks>(at + (3 * stride), numbers + 3));
+                var high = TOps.Add(Weight<TMasks>(at + (4 * stride), numbers + 4), Weight<TMasks>(at + (5 * stride), numbers + 5));
+                sum = TOps.Add(TOps.Add(low, middle), high);
+            }
+            else
+            {
+                for (var row = 0; row < rows; row++)
+                {
+                    sum = TOps.Add(sum, Weight<TMasks>(at + (row * stride), numbers + row));
+                }
             }
 
             if (column < columns.First || column + TOps.Lanes > columns.End)
             {
                 sum = TOps.And(sum, TOps.And(
-                    TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(columns.First - column)), TOps.LessThan(TOps.Indices, TOps.Create(columns.End - column))));
+                    TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(columns.First - column)),
+                        TOps.LessThan(TOps.Indices, TOps.Create(columns.End - column))));
             }
 
             TOps.Store(TOps.Add(TOps.Load(sums + column), sum), sums + column);
         }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static TVector Weight<TMasks>(float* score, float* number)
+        where TMasks : struct, IConstant
+    {
+        var s = TOps.Load(score);
+        var weight = TNormalizer.Weigh<TVector, TOps>(s, TOps.Zero, TOps.Create(*number), TOps.Zero, out _);
+        return TMasks.Value == 0 ? weight : TOps.Select(TOps.LessThan(s, TOps.Create(float.MinValue)), TOps.Zero, weight);
     }
 
     private struct Unit
@@ -258,9 +298,11 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         {
             const long rows = BackwardShape.MostStrips * MicroKernel.Rows;
             var (panels, strips, numbers, scores) =
-                (Workspace.Lines(shape.PanelKeys * shape.Depth), Workspace.Lines(rows * shape.Depth), Workspace.Lines(rows), rows * MicroKernel.ScoreStride);
+                (Workspace.Lines(shape.PanelKeys * shape.Depth), Workspace.Lines(rows * shape.Depth), Workspace.Lines(rows),
+                    rows * MicroKernel.ScoreStride);
             var sums = Workspace.Lines(shape.PanelKeys);
-            var memory = workspace.Take(panels + strips + numbers + scores + sums + (BackwardShape.MostStrips * sizeof(StripColumns) / sizeof(float)));
+            var memory = workspace.Take(panels + strips + numbers + scores + sums
+                + (BackwardShape.MostStrips * sizeof(StripColumns) / sizeof(float)));
             return new Unit
             {
                 KeyPanels = memory,

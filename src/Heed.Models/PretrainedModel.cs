@@ -136,9 +136,11 @@ public sealed class PretrainedModel : IDisposable
     // Before the model is allocated: a configuration of another model must not cost its memory.
     private static void CheckTensors(ShardedCheckpoint checkpoint, DecoderConfiguration configuration, string folder)
     {
-        var expected = DecoderTensors.Of(configuration).ToDictionary(entry => entry.Name, entry => entry.Shape, StringComparer.Ordinal);
-        foreach (var (name, shape) in expected)
+        // One by one: a configuration of a billion layers stops at the first that the checkpoint lacks.
+        var expected = new HashSet<string>(StringComparer.Ordinal);
+        foreach (var (name, shape) in DecoderTensors.Of(configuration))
         {
+            expected.Add(name);
             if (!checkpoint.Contains(name))
             {
                 throw new InvalidDataException($"The checkpoint in {folder} lacks the tensor '{name}'.");
@@ -159,7 +161,7 @@ public sealed class PretrainedModel : IDisposable
 
         // Old checkpoints carry the rotary frequencies as a buffer, and tied ones may repeat the embedding as the output layer.
         var extra = checkpoint.Names.FirstOrDefault(name =>
-            !expected.ContainsKey(name) && !name.EndsWith(".rotary_emb.inv_freq", StringComparison.Ordinal) && !(configuration.TieEmbeddings && name == TiedWeight));
+            !expected.Contains(name) && !name.EndsWith(".rotary_emb.inv_freq", StringComparison.Ordinal) && !(configuration.TieEmbeddings && name == TiedWeight));
         if (extra is not null)
         {
             throw new InvalidDataException($"The checkpoint in {folder} has the tensor '{extra}', for which the model described by {ConfigurationFile} has no place.");

@@ -4,8 +4,8 @@ using TorchSharp;
 namespace Heed;
 
 /// <summary>The one door: every attention of every model goes through here.</summary>
-/// <remarks>float32 on the CPU runs in the fused kernels, with gradients; float16 and bfloat16 on the CPU in libtorch's fused attention where the options allow it and otherwise in the
-/// fused kernels; everything else (float64, other devices, calls whose hooks change scores or weights) in libtorch operations that materialise the map. The results mean the same.</remarks>
+/// <remarks>On the CPU, float32, float16 and bfloat16 run in the fused kernels, with gradients and in O(N) memory; everything else (float64, other devices, calls whose hooks change
+/// scores or weights) in libtorch operations that materialise the map. The results mean the same.</remarks>
 public static class Attention
 {
     /// <summary>Attention of <paramref name="query"/> over <paramref name="key"/> and <paramref name="value"/>.</summary>
@@ -68,14 +68,15 @@ public static class Attention
         (torch.Tensor Output, torch.Tensor LogSumExp) first, (torch.Tensor Output, torch.Tensor LogSumExp) second)
     {
         using var scope = torch.NewDisposeScope();
+        using Scalar zero = 0, unity = 1, nothing = double.NegativeInfinity;
         var largest = torch.maximum(first.LogSumExp, second.LogSumExp).detach();
-        largest = largest.masked_fill(largest.isinf(), 0);
+        largest = largest.masked_fill(largest.isinf(), zero);
         var (one, two) = ((first.LogSumExp - largest).exp(), (second.LogSumExp - largest).exp());
         var sum = one + two;
-        var none = sum.eq(0);
-        sum = sum.masked_fill(none, 1);
+        var none = sum.eq(zero);
+        sum = sum.masked_fill(none, unity);
         var output = (first.Output * (one / sum).unsqueeze(-1)) + (second.Output * (two / sum).unsqueeze(-1));
-        var logSumExp = (largest + sum.log()).masked_fill(none, double.NegativeInfinity);
+        var logSumExp = (largest + sum.log()).masked_fill(none, nothing);
         return (output.to(first.Output.dtype).MoveToOuterDisposeScope(), logSumExp.MoveToOuterDisposeScope());
     }
 

@@ -1,5 +1,6 @@
 using Heed.Biases;
 using Heed.Kernels;
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Heed;
@@ -10,6 +11,10 @@ namespace Heed;
 /// </summary>
 internal static class PlainAttention
 {
+    // TorchSharp lets the collector free a scalar while the native call that it was given to still reads it, if another thread starts a collection just then: these are
+    // kept alive for good, the computed ones by `using`.
+    private static readonly Scalar s_zero = 0, s_one = 1, s_negativeInfinity = double.NegativeInfinity, s_notANumber = double.NaN;
+
     /// <summary>The output of a call (gate included), with the hooks of the stages scores, weights and statistics.</summary>
     public static Tensor Compute(AttentionCall call, AttentionHooks? hooks = null, IReadOnlyList<ObserverStages.StatisticsPass>? passes = null)
     {
@@ -85,7 +90,8 @@ internal static class PlainAttention
         var (batch, headCount, width) = (query.shape[0], query.shape[1], query.shape[3]);
         var scale = options.Scale ?? (width > 0 ? 1 / Math.Sqrt(width) : 1);
         var chosenKeys = Choose(RepeatHeads(key.to(query.dtype), headCount), heads, null);
-        var scores = matmul(Choose(query, heads, rows), chosenKeys.transpose(-1, -2)) * scale;
+        using Scalar factor = scale;
+        var scores = matmul(Choose(query, heads, rows), chosenKeys.transpose(-1, -2)).mul(factor);
         foreach (var bias in options.Biases.OfType<LowRankBias>())
         {
             scores = scores + matmul(Choose(AsFour(bias.QueryFactors), heads, rows), Choose(AsFour(bias.KeyFactors), heads, null).transpose(-1, -2)).to(scores.dtype);
@@ -93,7 +99,8 @@ internal static class PlainAttention
 
         if (options.Softcap is { } cap)
         {
-            scores = tanh(scores / cap) * cap;
+            using Scalar limit = cap;
+            scores = tanh(scores.div(limit)).mul(limit);
         }
 
         var (position, keyIndex, exists) = Positions(query, key, options, rows);
@@ -116,12 +123,14 @@ internal static class PlainAttention
 
         if (options.WindowBefore is { } before)
         {
-            allowed = allowed.logical_and(keyIndex >= position - before);
+            using Scalar reach = before;
+            allowed = allowed.logical_and(keyIndex >= position.sub(reach));
         }
 
         if (options.WindowAfter is { } after)
         {
-            allowed = allowed.logical_and(keyIndex <= position + after);
+            using Scalar reach = after;
+            allowed = allowed.logical_and(keyIndex <= position.add(reach));
         }
 
         if (options.Mask is { } mask)
@@ -137,7 +146,7 @@ internal static class PlainAttention
         }
 
         allowed = allowed.expand(scores.shape);
-        return new(scores.masked_fill(allowed.logical_not(), double.NegativeInfinity), allowed, position, keyIndex, heads);
+        return new(scores.masked_fill(allowed.logical_not(), s_negativeInfinity), allowed, position, keyIndex, heads);
     }
 
     private static Tensor Normalize(
@@ -155,19 +164,19 @@ internal static class PlainAttention
                 }
                 else
                 {
-                    count = map.Position + 1;
+                    count = map.Position.add(s_one);
                 }
 
-                return map.Scores.masked_fill(forbidden, 0).relu() / count.clamp(min: 1).to(map.Scores.dtype);
+                return map.Scores.masked_fill(forbidden, s_zero).relu() / count.clamp(min: s_one).to(map.Scores.dtype);
 
             case Normalizer.Sigmoid:
-                return sigmoid(map.Scores.masked_fill(forbidden, 0)).masked_fill(forbidden, 0);
+                return sigmoid(map.Scores.masked_fill(forbidden, s_zero)).masked_fill(forbidden, s_zero);
 
             default:
                 var sunk = WithSink(map.Scores, options.Sinks, heads);
                 var some = RowsWithPairs(map);
                 var weights = softmax(where(some, sunk, zeros_like(sunk)), -1).narrow(-1, 0, map.Scores.shape[^1]);
-                return weights.masked_fill(map.Allowed.logical_and(some).logical_not(), 0);
+                return weights.masked_fill(map.Allowed.logical_and(some).logical_not(), s_zero);
         }
     }
 
@@ -175,13 +184,13 @@ internal static class PlainAttention
     private static Tensor RowsWithPairs(ScoreMap map) =>
         map.Scores.shape[^1] == 0
             ? zeros([.. map.Scores.shape[..^1], 1], dtype: @bool, device: map.Scores.device)
-            : map.Scores.amax([-1L], keepdim: true).eq(double.NegativeInfinity).logical_not();
+            : map.Scores.amax([-1L], keepdim: true).eq(s_negativeInfinity).logical_not();
 
     private static Tensor LogSumExp(ScoreMap map, AttentionOptions options)
     {
         var rows = RowsWithPairs(map).squeeze(-1);
         var sunk = WithSink(map.Scores, options.Sinks, map.Heads);
-        return sunk.shape[^1] == 0 ? full_like(rows, double.NegativeInfinity, sunk.dtype) : sunk.logsumexp(-1).masked_fill(rows.logical_not(), double.NegativeInfinity);
+        return sunk.shape[^1] == 0 ? full_like(rows, s_negativeInfinity, sunk.dtype) : sunk.logsumexp(-1).masked_fill(rows.logical_not(), s_negativeInfinity);
     }
 
     private static AttentionStatistics Statistics(ScoreMap map, Tensor weights, AttentionOptions options, AttentionStatisticsRequest request)
@@ -189,6 +198,7 @@ internal static class PlainAttention
         using var still = no_grad();
         using var scope = NewDisposeScope();
         var keys = weights.shape[^1];
+        using Scalar minusOne = -1, end = keys;
         var some = RowsWithPairs(map).squeeze(-1);
         var logSumExp = LogSumExp(map, options);
         Tensor Keep(Tensor statistic, ScalarType type = ScalarType.Float32) => statistic.to(type).alias().MoveToOuterDisposeScope();
@@ -199,19 +209,19 @@ internal static class PlainAttention
             if (options.Sinks is { } sinks)
             {
                 var sink = exp(Choose(sinks.to(logSumExp.dtype).view(1, -1, 1, 1), map.Heads, null).squeeze(-1) - logSumExp);
-                sum = (sum - xlogy(sink, sink)).masked_fill(some.logical_not(), 0);
+                sum = (sum - xlogy(sink, sink)).masked_fill(some.logical_not(), s_zero);
             }
 
             entropy = Keep(sum);
         }
 
-        var index = arange(keys, dtype: int64, device: weights.device);
+        var index = arange(end, dtype: int64, device: weights.device);
         if (request.Maximum)
         {
             var largest = keys == 0 ? zeros(weights.shape[..^1], weights.dtype) : weights.amax([-1L]);
-            var places = keys == 0 ? zeros_like(largest) : where(weights.eq(largest.unsqueeze(-1)), index, keys).amin([-1L]);
+            var places = keys == 0 ? zeros_like(largest) : where(weights.eq(largest.unsqueeze(-1)), index, full_like(index, end)).amin([-1L]);
             maximum = Keep(largest);
-            maximumKey = Keep(places.masked_fill(some.logical_not(), -1), ScalarType.Int32);
+            maximumKey = Keep(places.masked_fill(some.logical_not(), minusOne), ScalarType.Int32);
         }
 
         if (request.MeanDistance)
@@ -230,7 +240,7 @@ internal static class PlainAttention
             var count = Math.Min(request.TopCount, keys);
             var (sorted, places) = sort(weights, -1, descending: true, stable: true);
             sorted = sorted.narrow(-1, 0, count);
-            places = places.narrow(-1, 0, count).masked_fill(sorted.eq(0), -1);
+            places = places.narrow(-1, 0, count).masked_fill(sorted.eq(s_zero), minusOne);
             topWeights = Keep(nn.functional.pad(sorted, [0, request.TopCount - count]));
             topKeys = Keep(nn.functional.pad(places, [0, request.TopCount - count], value: -1), ScalarType.Int32);
         }
@@ -265,8 +275,8 @@ internal static class PlainAttention
 
         // Zero times NaN is NaN: a value that no pair reaches must not spread, so what is not finite is taken out and put back where it is read.
         var broken = RepeatHeads(finite.logical_not(), weights.shape[1]).to(weights.dtype);
-        var spread = matmul(allowed.to(weights.dtype), broken) > 0;
-        return matmul(weights, expanded.nan_to_num(0, 0, 0)).masked_fill(spread, double.NaN);
+        var spread = matmul(allowed.to(weights.dtype), broken).gt(s_zero);
+        return matmul(weights, expanded.nan_to_num(0, 0, 0)).masked_fill(spread, s_notANumber);
     }
 
     private static Tensor WithSink(Tensor scores, Tensor? sinks, IReadOnlyList<int>? heads)
@@ -286,26 +296,27 @@ internal static class PlainAttention
     {
         var device = query.device;
         var (queries, keys) = (query.shape[2], key.shape[2]);
-        var row = (rows is null ? arange(queries, dtype: int64, device: device) : tensor(rows.ToArray(), device: device)).view(1, 1, -1, 1);
-        var column = arange(keys, dtype: int64, device: device).view(1, 1, 1, -1);
+        using Scalar queryCount = queries, keyCount = keys;
+        var row = (rows is null ? arange(queryCount, dtype: int64, device: device) : tensor(rows.ToArray(), device: device)).view(1, 1, -1, 1);
+        var column = arange(keyCount, dtype: int64, device: device).view(1, 1, 1, -1);
         var toStart = options.Causal == Causality.AlignedToStart;
         if (options.QueryOffsets is { } queryOffsets)
         {
             var starts = queryOffsets.to(device);
             var keyStarts = (options.KeyOffsets ?? queryOffsets).to(device);
-            var sequence = bucketize(row, starts, right: true) - 1;
-            var keySequence = bucketize(column, keyStarts, right: true) - 1;
-            var last = starts.shape[0] - 2;
+            var sequence = bucketize(row, starts, right: true).sub(s_one);
+            var keySequence = bucketize(column, keyStarts, right: true).sub(s_one);
+            using Scalar last = starts.shape[0] - 2;
             var inside = (row >= starts[0]).logical_and(row < starts[-1]).logical_and(column >= keyStarts[0]).logical_and(column < keyStarts[-1]);
-            var at = sequence.clamp(0, last);
-            var keyAt = keySequence.clamp(0, last);
+            var at = sequence.clamp(s_zero, last);
+            var keyAt = keySequence.clamp(s_zero, last);
             var within = row - starts[at];
-            var shift = toStart ? zeros_like(at) : keyStarts[at + 1] - keyStarts[at] - (starts[at + 1] - starts[at]);
+            var shift = toStart ? zeros_like(at) : keyStarts[at.add(s_one)] - keyStarts[at] - (starts[at.add(s_one)] - starts[at]);
             return (within + shift, column - keyStarts[keyAt], inside.logical_and(sequence == keySequence));
         }
 
-        var queryLengths = options.QueryLengths?.to(device).view(-1, 1, 1, 1) ?? full([1, 1, 1, 1], queries, dtype: int64, device: device);
-        var keyLengths = options.KeyLengths?.to(device).view(-1, 1, 1, 1) ?? full([1, 1, 1, 1], keys, dtype: int64, device: device);
+        var queryLengths = options.QueryLengths?.to(device).view(-1, 1, 1, 1) ?? tensor(queries, device: device).view(1, 1, 1, 1);
+        var keyLengths = options.KeyLengths?.to(device).view(-1, 1, 1, 1) ?? tensor(keys, device: device).view(1, 1, 1, 1);
         var position = toStart ? row : row + keyLengths - queryLengths;
         return (position, column, (row < queryLengths).logical_and(column < keyLengths));
     }

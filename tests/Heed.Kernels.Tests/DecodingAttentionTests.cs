@@ -3,6 +3,7 @@ using Xunit;
 
 namespace Heed.Kernels.Tests;
 
+/// <summary>The decoding kernel against the oracle; that calls reach it is <see cref="Calls_of_other_kinds_are_left_alone"/>.</summary>
 public unsafe class DecodingAttentionTests
 {
     [Fact]
@@ -10,7 +11,7 @@ public unsafe class DecodingAttentionTests
         spec =>
         {
             using var problem = new AttentionProblem(spec);
-            Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
+            DecodingLoop.Compute(new CheckedProblem(problem.Arguments));
             AssertAgrees(problem, problem.Reference());
         },
         iter: 300,
@@ -21,7 +22,7 @@ public unsafe class DecodingAttentionTests
         spec =>
         {
             using var problem = new AttentionProblem(spec);
-            Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
+            DecodingLoop.Compute(new CheckedProblem(problem.Arguments));
             AssertAgrees(problem, problem.Reference());
         },
         iter: 1000,
@@ -37,7 +38,7 @@ public unsafe class DecodingAttentionTests
             foreach (var threads in (int[])[1, 2, 3, 7])
             {
                 problem.Arguments.Threads = threads;
-                Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
+                DecodingLoop.Compute(new CheckedProblem(problem.Arguments));
                 float[] actual = [.. new ReadOnlySpan<float>((float*)problem.Arguments.Output.Data, count), .. problem.LogSumExp];
                 expected ??= actual;
                 Assert.Equal(expected.Select(BitConverter.SingleToInt32Bits), actual.Select(BitConverter.SingleToInt32Bits));
@@ -59,7 +60,7 @@ public unsafe class DecodingAttentionTests
                 value.Row(random.Next(spec.Batch), random.Next(spec.KeyHeads), random.Next(spec.Keys))[random.Next(spec.ValueWidth)] = float.NaN;
             }
 
-            Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
+            DecodingLoop.Compute(new CheckedProblem(problem.Arguments));
             AssertAgrees(problem, problem.Reference());
         },
         iter: 200,
@@ -75,7 +76,7 @@ public unsafe class DecodingAttentionTests
             Group = group, KeyHeads = keyHeads, Queries = 1, Keys = 9000, Width = width, ValueWidth = width, Causal = Causality.AlignedToEnd, Sinks = true, Seed = 5,
         });
         problem.Arguments.Threads = 2;
-        Assert.True(Decode<UnmodifiedScore, AllPairs>(problem));
+        DecodingLoop.Compute(new CheckedProblem(problem.Arguments));
         AssertAgrees(problem, problem.Reference());
     }
 
@@ -84,7 +85,8 @@ public unsafe class DecodingAttentionTests
     {
         ProblemSpec[] others =
         [
-            new() { Queries = 17 },
+            new() { Queries = 17, Keys = 2000 },
+            new() { Queries = 9, Keys = 500 },
             new() { QueryBlock = 4 },
             new() { Rank = 2 },
             new() { Sequences = 2 },
@@ -93,16 +95,19 @@ public unsafe class DecodingAttentionTests
         foreach (var spec in others)
         {
             using var problem = new AttentionProblem(spec);
-            Assert.False(Decode<UnmodifiedScore, AllPairs>(problem));
+            Assert.False(Takes<UnmodifiedScore, AllPairs>(problem));
             Assert.True(float.IsNaN(*problem.Arguments.Output.Row(0, 0, 0)));
         }
 
+        using var many = new AttentionProblem(new ProblemSpec { Queries = 16, Keys = 2000 });
+        Assert.True(Takes<UnmodifiedScore, AllPairs>(many));
         using var plain = new AttentionProblem(new ProblemSpec());
-        Assert.False(Decode<WaveScore, AllPairs>(plain));
-        Assert.False(Decode<UnmodifiedScore, StripeMask>(plain));
+        Assert.True(Takes<UnmodifiedScore, AllPairs>(plain));
+        Assert.False(Takes<WaveScore, AllPairs>(plain));
+        Assert.False(Takes<UnmodifiedScore, StripeMask>(plain));
     }
 
-    private static bool Decode<TScore, TMask>(AttentionProblem problem)
+    private static bool Takes<TScore, TMask>(AttentionProblem problem)
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate => DecodingAttention.TryForward<TScore, TMask>(new CheckedProblem(problem.Arguments));
 

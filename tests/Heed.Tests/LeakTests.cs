@@ -6,11 +6,7 @@ using static TorchSharp.torch;
 
 namespace Heed.Tests;
 
-/// <summary>Nothing else may run beside these: they watch the memory of the process.</summary>
-[CollectionDefinition(nameof(MemoryIsWatched), DisableParallelization = true)]
-public sealed class MemoryIsWatched;
-
-[Collection(nameof(MemoryIsWatched))]
+/// <summary>Nothing else runs beside tests of this assembly: these watch the memory of the process.</summary>
 public sealed class LeakTests
 {
     private static readonly AttentionSite Site = new(0, AttentionKind.Self, "layer.0");
@@ -87,25 +83,26 @@ public sealed class LeakTests
                 step(i);
             }
 
-            if (round == 1)
+            if (round == rounds / 5)
             {
                 tensors = DisposeScopeManager.Statistics.ThreadTotalLiveCount;
-                memory = ResidentBytes();
+                memory = NativeBytes();
             }
         }
 
         Assert.Equal(tensors, DisposeScopeManager.Statistics.ThreadTotalLiveCount);
 
-        // One leaked output a step would be 8 KiB: 8 to 80 MiB over the rounds that count.
-        var grown = ResidentBytes() - memory;
+        // One leaked output a step would be 8 or 16 KiB: 13 to 64 MiB over the rounds that count.
+        var grown = NativeBytes() - memory;
         Assert.True(grown < 6 << 20, $"the process has grown by {grown >> 10} KiB");
     }
 
-    private static long ResidentBytes()
+    /// <summary>What the process holds beside the managed heap, whose size is the collector's own affair.</summary>
+    private static long NativeBytes()
     {
         GC.Collect();
         GC.WaitForPendingFinalizers();
         GC.Collect();
-        return Environment.WorkingSet;
+        return Environment.WorkingSet - GC.GetGCMemoryInfo().TotalCommittedBytes;
     }
 }

@@ -1,13 +1,24 @@
 using System.Runtime.CompilerServices;
+using CsCheck;
 using Heed.Interop;
+using Xunit.Sdk;
+using Xunit.v3;
+
+// TorchSharp lets the collector free a number that it has just passed to native code when another thread starts a collection: see PlainAttention. One thread is safe.
+[assembly: Parallelization(Mode = ParallelMode.None)]
 
 namespace Heed.Tests;
 
-/// <summary>Tests may create a tensor before anything in Heed is used.</summary>
+/// <summary>Set-up of the test program.</summary>
 internal static class LibTorch
 {
 #pragma warning disable CA2255 // A test assembly is a program: nobody else initializes it.
     [ModuleInitializer]
 #pragma warning restore CA2255
-    internal static void Load() => NativeLibraries.Load();
+    internal static void Load()
+    {
+        // Tests may create a tensor before anything in Heed is used.
+        NativeLibraries.Load();
+        Check.Threads = 1;
+    }
 }

@@ -80,7 +80,7 @@ internal static class InspectCommand
         var table = new Table().Border(TableBorder.Simple);
         foreach (var (name, left) in new[]
         {
-            ("layer", false), ("head", false), ("entropy", false), ("of most", false), ("on first", false), ("distance", false), ("previous", false), ("self", false), ("induction", false), ("looks", true),
+            ("layer", false), ("head", false), ("entropy", false), ("of most", false), ("on first", false), ("near", false), ("distance", false), ("previous", false), ("self", false), ("induction", false), ("looks", true),
         })
         {
             table.AddColumn(new TableColumn(name) { Alignment = left ? Justify.Left : Justify.Right });
@@ -97,13 +97,13 @@ internal static class InspectCommand
 
             var statistics = head.Statistics;
             table.AddRow(
-                Text(head.Layer), Text(head.Head), Text(statistics.Entropy, "F2"), Percent(statistics.EntropyShare), Percent(statistics.FirstMass), Text(statistics.MeanDistance, "F1"),
+                Text(head.Layer), Text(head.Head), Text(statistics.Entropy, "F2"), Percent(statistics.EntropyShare), Percent(statistics.FirstMass), Percent(statistics.NearMass), Text(statistics.MeanDistance, "F1"),
                 Percent(statistics.PreviousShare), Percent(statistics.SelfShare), statistics.Induction is { } induction ? Percent(induction) : "–",
                 $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]");
         }
 
         console.Write(table);
-        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token; mean distance in tokens; rows whose largest weight is the previous token or the token itself");
+        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself");
         foreach (var notice in inspection.Notices)
         {
             console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"[yellow]{notice}[/]");
@@ -136,6 +136,7 @@ internal static class InspectCommand
             head.Statistics.Entropy,
             head.Statistics.EntropyShare,
             head.Statistics.FirstMass,
+            head.Statistics.NearMass,
             head.Statistics.MeanDistance,
             head.Statistics.PreviousShare,
             head.Statistics.SelfShare,

@@ -37,11 +37,11 @@ public static class HeadLooks
     /// <summary>Mean mass on the first token that makes a sink: more than on all other tokens together.</summary>
     public const double SinkMass = 0.5;
 
-    /// <summary>Mean distance, in tokens, up to which a head is local: about a line of text.</summary>
-    public const double LocalDistance = 16;
+    /// <summary>Mean mass on the nearest <see cref="HeadStatistics.NearTokens"/> tokens that makes a head local: more than on all others together.</summary>
+    public const double LocalMass = 0.5;
 
-    /// <summary>A local head's distance must also be at most this share of what equal weights would have; otherwise every head is local in a short text.</summary>
-    public const double LocalShareOfUniform = 0.5;
+    /// <summary>A local head's near mass must also be this many times what equal weights would give; otherwise every head is local in a short text.</summary>
+    public const double LocalTimesUniform = 2;
 
     /// <summary>Share of the largest possible entropy from which a head is broad.</summary>
     public const double BroadEntropyShare = 0.8;
@@ -56,7 +56,7 @@ public static class HeadLooks
             { SelfShare: >= PlaceShare } => HeadLook.Self,
             { Induction: >= InductionMass } => HeadLook.Induction,
             { FirstMass: >= SinkMass } => HeadLook.Sink,
-            _ when statistics.MeanDistance <= Math.Min(LocalDistance, LocalShareOfUniform * statistics.UniformDistance) => HeadLook.Local,
+            _ when statistics.NearMass >= Math.Max(LocalMass, LocalTimesUniform * statistics.UniformNearMass) => HeadLook.Local,
             { EntropyShare: >= BroadEntropyShare } => HeadLook.Broad,
             _ => HeadLook.Mixed,
         };
@@ -82,7 +82,7 @@ public static class HeadLooks
         HeadLook.Self => $"the largest weight is on the token itself in at least {Percent(PlaceShare)} of the rows",
         HeadLook.Induction => $"on random tokens said twice, at least {Percent(InductionMass)} of the mass goes to what followed the first saying",
         HeadLook.Sink => $"at least {Percent(SinkMass)} of the mass is on the first token",
-        HeadLook.Local => $"the mean distance is at most {LocalDistance} tokens and at most {Percent(LocalShareOfUniform)} of what equal weights would have",
+        HeadLook.Local => $"at least {Percent(LocalMass)} of the mass is on the nearest {HeadStatistics.NearTokens} tokens, and {LocalTimesUniform} times what equal weights would give",
         HeadLook.Broad => $"the entropy is at least {Percent(BroadEntropyShare)} of the largest possible",
         HeadLook.Mixed => "none of the others",
         _ => throw new ArgumentOutOfRangeException(nameof(look), look, $"There is no look {look}."),

@@ -146,6 +146,7 @@ public static class InspectionReport
                 Number(json, "entropy", statistics.Entropy);
                 Number(json, "entropy_share", statistics.EntropyShare);
                 Number(json, "first_mass", statistics.FirstMass);
+                Number(json, "near_mass", statistics.NearMass);
                 Number(json, "mean_distance", statistics.MeanDistance);
                 Number(json, "previous_share", statistics.PreviousShare);
                 Number(json, "self_share", statistics.SelfShare);

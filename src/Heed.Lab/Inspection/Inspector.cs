@@ -61,10 +61,12 @@ public static class Inspector
         using var scope = NewDisposeScope();
         using var still = no_grad();
         using var statistics = AttentionStatisticsProbe.OfEverything(topCount);
-        var maps = new MapPoolingProbe(cell, LayerDone);
+        var near = new NearMassProbe(model.Hooks);
+        var maps = new MapPoolingProbe(model.Hooks, cell, LayerDone);
         var ids = tokens.Select(token => (long)token.Id).ToArray();
         double?[] losses;
         using (model.Hooks.Install(statistics))
+        using (model.Hooks.Install(near))
         using (model.Hooks.Install(maps))
         {
             losses = Losses(model.forward(tensor(ids).unsqueeze(0)), ids);
@@ -80,7 +82,7 @@ public static class Inspector
         var all = new List<InspectedHead>(heads);
         foreach (var site in statistics.Sites)
         {
-            AddHeads(all, site.Layer, statistics[site], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer));
+            AddHeads(all, site.Layer, statistics[site], near.Mass[site.Layer], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer));
         }
 
         return new InspectionResult
@@ -164,7 +166,7 @@ public static class Inspector
     }
 
     private static void AddHeads(
-        List<InspectedHead> all, int layer, AttentionStatistics statistics, int? window, int topCount, PooledMap[] maps, float[]? induction)
+        List<InspectedHead> all, int layer, AttentionStatistics statistics, float[] near, int? window, int topCount, PooledMap[] maps, float[]? induction)
     {
         static T[] Values<T>(Tensor tensor, ScalarType type)
             where T : unmanaged
@@ -189,7 +191,7 @@ public static class Inspector
             {
                 Layer = layer,
                 Head = head,
-                Statistics = HeadStatistics.Of(entropy.AsSpan(rows), place.AsSpan(rows), distance.AsSpan(rows), first.AsSpan(rows), window, induction?[head]),
+                Statistics = HeadStatistics.Of(entropy.AsSpan(rows), place.AsSpan(rows), distance.AsSpan(rows), first.AsSpan(rows), near.AsSpan(rows), window, induction?[head]),
                 Map = maps[head],
                 TopKeys = topKeys[top],
                 TopWeights = topWeights[top],

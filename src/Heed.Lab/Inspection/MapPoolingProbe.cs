@@ -2,10 +2,16 @@ using static TorchSharp.torch;
 
 namespace Heed.Lab.Inspection;
 
-/// <summary>Keeps the maps of all heads pooled into cells (see <see cref="PooledMap"/>). A few rows of the weights exist at a time, never the map.</summary>
-internal sealed class MapPoolingProbe(int tokensPerCell, Action<int> layerDone) : AttentionHook
+/// <summary>
+/// Keeps the maps of all heads pooled into cells (see <see cref="PooledMap"/>). The mass that a row gives to a cell of columns is attention whose values say which
+/// cell a key lies in, so it comes out of the fused kernels and the map itself never exists.
+/// </summary>
+/// <param name="hooks">The hooks that this one is installed among: where another one rewrites scores or weights, its map is what counts.</param>
+/// <param name="tokensPerCell">Tokens along the side of a cell.</param>
+/// <param name="layerDone">Told when a layer's maps are done.</param>
+internal sealed class MapPoolingProbe(AttentionHooks hooks, int tokensPerCell, Action<int> layerDone) : AttentionHook
 {
-    private const long ChunkBytes = 32L << 20;
+    private const long ChunkBytes = 128L << 20;
 
     /// <summary>The maps of each layer's heads, by layer.</summary>
     public Dictionary<int, PooledMap[]> Maps { get; } = [];
@@ -18,26 +24,18 @@ internal sealed class MapPoolingProbe(int tokensPerCell, Action<int> layerDone) 
         var (heads, tokens) = ((int)call.Query.size(1), (int)call.Query.size(2));
         var side = PooledMap.SideOf(tokens, tokensPerCell);
         var cells = Enumerable.Range(0, heads).Select(_ => new byte[PooledMap.BytesOf(tokens, tokensPerCell)]).ToArray();
-        var groups = (int)Math.Max(1, ChunkBytes / sizeof(float) / heads / tokens / tokensPerCell);
-        for (var group = 0; group < side; group += groups)
+        var most = (int)Math.Clamp(ChunkBytes / sizeof(float) / heads / tokens, 1, side);
+        for (var first = 0; first < side; first += most)
         {
             using var scope = NewDisposeScope();
-            var first = (long)group * tokensPerCell;
-            var rows = (int)Math.Min((long)groups * tokensPerCell, tokens - first);
-            var count = PooledMap.SideOf(rows, tokensPerCell);
-            var weights = call.Weights(null, [.. Enumerable.Range(0, rows).Select(row => first + row)])[0].to(ScalarType.Float32).nan_to_num(0, 0, 0);
-            var padded = nn.functional.pad(weights, [0, ((long)side * tokensPerCell) - tokens, 0, ((long)count * tokensPerCell) - rows]);
-            var sums = padded.view(heads, count, tokensPerCell, side, tokensPerCell).sum(4).sum(2);
-            // The last group may have fewer rows; a cell is the mean over the rows that exist.
-            var rowsOf = (arange(count, dtype: ScalarType.Float32) * -tokensPerCell + rows).clamp(1, tokensPerCell).view(1, -1, 1);
-            var steps = (sums / rowsOf.to(sums.device)).clamp(0, 1).sqrt().mul(255).round().to(ScalarType.Byte).cpu().contiguous();
-            var bytes = steps.data<byte>().ToArray();
+            var count = Math.Min(most, side - first);
+            var bytes = Steps(RowMeans(CellMass(call, first, count), side)).data<byte>().ToArray();
             for (var head = 0; head < heads; head++)
             {
-                for (var row = 0; row < count; row++)
+                for (var row = first; row < side; row++)
                 {
-                    var at = group + row;
-                    bytes.AsSpan(((head * count) + row) * side, at + 1).CopyTo(cells[head].AsSpan(at * (at + 1) / 2));
+                    var width = Math.Min(count, row + 1 - first);
+                    bytes.AsSpan(((head * side) + row) * count, width).CopyTo(cells[head].AsSpan((row * (row + 1) / 2) + first));
                 }
             }
         }
@@ -45,4 +43,33 @@ internal sealed class MapPoolingProbe(int tokensPerCell, Action<int> layerDone) 
         Maps[call.Site.Layer] = [.. cells.Select(head => new PooledMap(tokens, tokensPerCell, head))];
         layerDone(call.Site.Layer);
     }
+
+    /// <summary>Mass of every row on some cells of columns, <c>[H, N, count]</c>.</summary>
+    private Tensor CellMass(AttentionCall call, int first, int count)
+    {
+        var key = call.Key;
+        var cellOfKey = arange(key.size(2), dtype: ScalarType.Int64, device: key.device).div(tokensPerCell, RoundingMode.floor).unsqueeze(1);
+        var inCell = cellOfKey.eq(arange(first, first + count, dtype: ScalarType.Int64, device: key.device)).to(key.dtype);
+        var edited = (hooks.StagesAt(call.Site) & (AttentionStages.Scores | AttentionStages.Weights)) != AttentionStages.None;
+        var mass = edited
+            ? call.Weights(null).matmul(inCell)
+            : Attention.Compute(call.Query, key, inCell.expand(key.size(0), key.size(1), -1, -1), call.Options with { Gate = null });
+        return mass[0];
+    }
+
+    /// <summary>Means over the rows of a cell; the last one may have fewer rows.</summary>
+    private Tensor RowMeans(Tensor mass, int side)
+    {
+        if (tokensPerCell == 1)
+        {
+            return mass;
+        }
+
+        var (heads, tokens, count) = (mass.size(0), mass.size(1), mass.size(2));
+        var sums = nn.functional.pad(mass, [0, 0, 0, ((long)side * tokensPerCell) - tokens]).view(heads, side, tokensPerCell, count).sum(2);
+        var rows = (tokens - (arange(side, dtype: ScalarType.Int64, device: mass.device) * tokensPerCell)).clamp(1, tokensPerCell);
+        return sums / rows.to(mass.dtype).view(1, -1, 1);
+    }
+
+    private static Tensor Steps(Tensor mass) => mass.to(ScalarType.Float32).nan_to_num(0, 0, 0).clamp(0, 1).sqrt().mul(255).round().to(ScalarType.Byte).cpu().contiguous();
 }

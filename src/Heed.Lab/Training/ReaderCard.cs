@@ -55,8 +55,9 @@ internal static class ReaderCard
 
             ## What it can and cannot do
 
-            It continues text in the manner of what it read, and its heads show what heads of decoders show: previous-token heads, sinks on the first token, broad and local heads. It knows no facts, follows no
-            instructions, and does not read other kinds of English, other languages or code well. It is meant for looking into attention, for tests and for demonstrations.
+            It continues text in the manner of what it read. It knows no facts, follows no instructions, and does not read other kinds of English, other languages or code well. It is meant for looking into
+            attention, for tests and for demonstrations. What its heads do is for `heed inspect` to show; after so short a training, do not expect everything that heads of large decoders do (parking on the
+            first token, induction).
 
             """).Replace("\r\n", "\n", StringComparison.Ordinal);
     }

@@ -8,6 +8,9 @@ internal static class ConfigurationReader
 {
     public static readonly JsonSerializerOptions Indented = new() { WriteIndented = true };
 
+    // Far above any model, and far below what would exhaust memory before the weights are looked at.
+    private const int MostLayers = 10_000;
+
     private static readonly (string Name, DecoderFamily Family)[] Families =
     [
         ("llama", DecoderFamily.Llama), ("mistral", DecoderFamily.Mistral), ("qwen2", DecoderFamily.Qwen2), ("qwen3", DecoderFamily.Qwen3),
@@ -67,6 +70,11 @@ internal static class ConfigurationReader
         var qwen = family is DecoderFamily.Qwen2 or DecoderFamily.Qwen3;
         var heads = fields.Size("num_attention_heads");
         var layers = fields.Size("num_hidden_layers");
+        if (layers > MostLayers)
+        {
+            throw new InvalidDataException($"{fields.File} asks for {layers} layers; at most {MostLayers} are supported.");
+        }
+
         var contextLength = (int)fields.Number("max_position_embeddings", family switch { DecoderFamily.Llama => 2048, DecoderFamily.Mistral => 131072, _ => 32768 });
         var gate = fields.Flag("headwise_attn_output_gate") ? OutputGate.Headwise
             : fields.Flag("elementwise_attn_output_gate") ? OutputGate.Elementwise : OutputGate.None;

@@ -40,6 +40,11 @@ internal sealed class BytePairTokenizer : TextTokenizer
             }
         }
 
+        if (_texts.Keys.Concat(_addedById.Keys).FirstOrDefault(id => id < 0) is < 0 and var negative)
+        {
+            throw new InvalidDataException($"{definition.File} gives a token the id {negative}; ids start at 0.");
+        }
+
         // Longest first, so that the longest of several that start at one place wins.
         _added = [.. definition.Added.Where(token => token.Content.Length > 0).OrderByDescending(token => token.Content.Length)];
         VocabularySize = Math.Max(_texts.Keys.DefaultIfEmpty(-1).Max(), _addedById.Keys.DefaultIfEmpty(-1).Max()) + 1;

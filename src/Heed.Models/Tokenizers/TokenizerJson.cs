@@ -39,7 +39,7 @@ public static class TokenizerJson
         {
             throw new InvalidDataException($"{name} is not valid JSON ({error.Message.Split(". ")[0].TrimEnd('.')}).", error);
         }
-        catch (Exception error) when (error is KeyNotFoundException or InvalidOperationException or FormatException)
+        catch (Exception error) when (error is KeyNotFoundException or InvalidOperationException or FormatException or ArgumentException)
         {
             throw new InvalidDataException($"{name} does not have the shape of a tokenizer file: {error.Message}", error);
         }

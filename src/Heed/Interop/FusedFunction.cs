@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using static TorchSharp.torch;
 
 namespace Heed.Interop;
@@ -72,11 +73,18 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
         returned.Clear();
         using var scope = NewDisposeScope();
         var call = (Call)context.get_data(nameof(Call));
-        var saved = context.get_saved_variables().ToArray();
-        var gradients = is_grad_enabled() ? DifferentiablyAgain(call, saved, grad_outputs) : Fused(call, saved, grad_outputs);
-        foreach (var gradient in grad_outputs)
+        Tensor?[] gradients;
+        try
         {
-            gradient?.Dispose();
+            gradients = Gradients(call, context, grad_outputs);
+        }
+#pragma warning disable CA1031 // An exception that left this callback would end the process: native frames lie between here and the caller of backward().
+        catch (Exception error)
+#pragma warning restore CA1031
+        {
+            // A gradient of the wrong shape makes libtorch itself refuse, with an exception that reaches that caller.
+            Trace.TraceError($"Heed: the gradients of attention could not be computed: {error.Message}");
+            gradients = [.. call.Wanted.Select(wanted => wanted ? zeros(0) : null)];
         }
 
         var result = new List<Tensor>(FusedProblem.Count + 1);
@@ -92,6 +100,18 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
 
         result.Add(null!);
         return result;
+    }
+
+    private static Tensor?[] Gradients(Call call, autograd.AutogradContext context, List<Tensor> grad_outputs)
+    {
+        var saved = context.get_saved_variables().ToArray();
+        var gradients = is_grad_enabled() ? DifferentiablyAgain(call, saved, grad_outputs) : Fused(call, saved, grad_outputs);
+        foreach (var gradient in grad_outputs)
+        {
+            gradient?.Dispose();
+        }
+
+        return gradients;
     }
 
     private static Tensor?[] Fused(Call call, Tensor?[] saved, List<Tensor> outer)

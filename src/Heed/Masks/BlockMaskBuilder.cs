@@ -89,6 +89,16 @@ internal sealed class BlockMaskBuilder
         }
     }
 
+    /// <summary>Adds every block of a query block that has a pair.</summary>
+    public void AddAll<TSource>(int queryBlock, ref TSource source)
+        where TSource : struct, IPairSource
+    {
+        for (var keyBlock = 0; keyBlock < KeyBlocks; keyBlock++)
+        {
+            Add(queryBlock, keyBlock, ref source);
+        }
+    }
+
     public BlockMask Build()
     {
         _offsets.Add(_keyBlocks.Count);

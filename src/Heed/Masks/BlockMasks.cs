@@ -84,6 +84,7 @@ public static class BlockMasks
         dense = dense.stride(3) == 1 || columns == 1 ? dense : dense.contiguous();
         var (batches, heads) = ((int)Math.Max(mask.size(0), within?.Batches ?? 1), (int)Math.Max(mask.size(1), within?.Heads ?? 1));
         var selection = new BlockMaskBuilder(batches, heads, rows, columns, within?.QueryBlock ?? queryBlock, within?.KeyBlock ?? keyBlock);
+        var packed = new PackedRows(selection.QueryBlock, columns);
         var data = (byte*)TensorMemory.Data(dense);
         for (var b = 0; b < batches; b++)
         {
@@ -97,9 +98,14 @@ public static class BlockMasks
                     selection.StartRow();
                     if (within is null)
                     {
-                        for (var keyIndex = 0; keyIndex < selection.KeyBlocks; keyIndex++)
+                        if (selection.KeyBlock % 64 == 0)
                         {
-                            selection.Add(block, keyIndex, ref reader);
+                            packed.Fill(reader, (int)Math.Min(selection.QueryBlock, rows - first));
+                            selection.AddAll(block, ref packed);
+                        }
+                        else
+                        {
+                            selection.AddAll(block, ref reader);
                         }
 
                         continue;
@@ -144,10 +150,7 @@ public static class BlockMasks
                     builder.StartRow();
                     var first = (long)block * queryBlock;
                     var rows = new PredicateRows<TMask>(predicate, b, h, first, alignment == Causality.AlignedToStart ? first : first + keys - queries);
-                    for (var keyIndex = 0; keyIndex < builder.KeyBlocks; keyIndex++)
-                    {
-                        builder.Add(block, keyIndex, ref rows);
-                    }
+                    builder.AddAll(block, ref rows);
                 }
             }
         }
@@ -220,6 +223,27 @@ public static class BlockMasks
 
             return word;
         }
+    }
+
+    /// <summary>The rows of a query block as bits, read row after row as they lie in memory: block after block would touch a page a row.</summary>
+    private readonly struct PackedRows(int rows, long keys) : IPairSource
+    {
+        private readonly int _perRow = checked((int)((keys + 63) / 64));
+        private readonly ulong[] _words = new ulong[rows * ((keys + 63) / 64)];
+
+        public void Fill(BooleanRows source, int count)
+        {
+            for (var row = 0; row < count; row++)
+            {
+                var words = _words.AsSpan(row * _perRow, _perRow);
+                for (var word = 0; word < words.Length; word++)
+                {
+                    words[word] = source.Word(row, word * 64L, (int)Math.Min(64, keys - (word * 64L)));
+                }
+            }
+        }
+
+        public ulong Word(int row, long key, int count) => _words[(row * _perRow) + (int)(key / 64)];
     }
 
     /// <summary>Pairs of a tensor that a listed block of another mask has, too.</summary>

@@ -33,7 +33,7 @@ public sealed class InspectCommandTests(TinyModelFolder folder) : IClassFixture<
         Assert.Equal(56, json.GetProperty("token_losses").GetArrayLength());
         var heads = json.GetProperty("heads").EnumerateArray().ToArray();
         Assert.Equal(TinyModel.Layers * TinyModel.Heads, heads.Length);
-        foreach (var name in new[] { "entropy", "entropy_share", "first_mass", "mean_distance", "previous_share", "self_share", "induction" })
+        foreach (var name in new[] { "entropy", "entropy_share", "first_mass", "near_mass", "mean_distance", "previous_share", "self_share", "induction" })
         {
             Assert.All(heads, head => Assert.True(double.IsFinite(head.GetProperty(name).GetDouble())));
         }

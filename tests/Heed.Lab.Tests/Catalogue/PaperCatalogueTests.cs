@@ -1,5 +1,6 @@
 using System.Text.RegularExpressions;
 using Heed.Lab.Catalogue;
+using Heed.Lab.Verification;
 using Xunit;
 
 namespace Heed.Lab.Tests.Catalogue;
@@ -41,6 +42,14 @@ public sealed partial class PaperCatalogueTests
                 Assert.True(File.Exists(Path.Combine(root, paper.Location)), paper.Location);
             }
         });
+    }
+
+    [Fact]
+    public void A_paper_is_verified_where_golden_cases_of_its_operations_can_be_run()
+    {
+        var withOperations = GoldenVerifier.Operations.Keys.Select(operation => operation.Split('/')[0]).ToHashSet();
+
+        Assert.All(PaperCatalogue.All, paper => Assert.Equal(withOperations.Contains(paper.Slug), paper.State != PaperState.NotYet));
     }
 
     [Theory]

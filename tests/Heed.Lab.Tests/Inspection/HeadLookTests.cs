@@ -25,7 +25,8 @@ public class HeadLookTests
         Assert.Equal(1, head.Statistics.MeanDistance, 1e-6);
         // Of the rows 1 to 49 only row 1 has its previous token first in the text.
         Assert.Equal(1 / 49.0, head.Statistics.FirstMass, 1e-6);
-        Assert.Equal(Enumerable.Range(1, 49).Average(row => row / 2.0), head.Statistics.UniformDistance, 1e-9);
+        Assert.Equal(1, head.Statistics.NearMass, 1e-6);
+        Assert.Equal(Enumerable.Range(1, 49).Average(row => Math.Min(1, 16.0 / (row + 1))), head.Statistics.UniformNearMass, 1e-9);
     }
 
     [Fact]
@@ -42,7 +43,7 @@ public class HeadLookTests
         const int window = 8;
         var head = SyntheticInspection.Head(0, 0, 64, (row, key) => row - key < window ? 1 : 0);
         var place = Enumerable.Range(0, 64).Select(row => Math.Max(0, row - window + 1)).ToArray();
-        var statistics = HeadStatistics.Of(head.Entropy, place, new float[64], new float[64], window);
+        var statistics = HeadStatistics.Of(head.Entropy, place, new float[64], new float[64], new float[64], window);
         Assert.Equal(1, statistics.EntropyShare, 1e-5);
     }
 
@@ -57,14 +58,14 @@ public class HeadLookTests
     [Fact]
     public void One_token_has_statistics()
     {
-        var statistics = HeadStatistics.Of([0f], [0], [0f], [1f]);
+        var statistics = HeadStatistics.Of([0f], [0], [0f], [1f], [1f]);
         Assert.Equal(1, statistics.SelfShare);
         Assert.Equal(0, statistics.EntropyShare);
     }
 
     [Fact]
     public void Lists_of_different_lengths_are_refused() =>
-        Assert.Throws<ArgumentException>(() => HeadStatistics.Of([0f, 1f], [0], [0f, 1f], [1f, 1f]));
+        Assert.Throws<ArgumentException>(() => HeadStatistics.Of([0f, 1f], [0], [0f, 1f], [1f, 1f], [1f, 1f]));
 
     [Theory]
     [MemberData(nameof(Looks))]

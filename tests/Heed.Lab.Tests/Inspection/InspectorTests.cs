@@ -23,7 +23,7 @@ public class InspectorTests
         foreach (var head in inspection.Heads)
         {
             var map = maps[head.Layer][head.Head];
-            double entropy = 0, share = 0, first = 0, distance = 0, previous = 0, self = 0;
+            double entropy = 0, share = 0, first = 0, distance = 0, near = 0, previous = 0, self = 0;
             var received = new double[tokens];
             for (var row = 0; row < tokens; row++)
             {
@@ -54,6 +54,7 @@ public class InspectorTests
                 share += ofRow / Math.Log(Math.Min(row + 1, window ?? int.MaxValue));
                 first += weights[0];
                 distance += weights.Select((w, key) => w * Math.Abs(row - key)).Sum();
+                near += weights[Math.Max(0, row - 15)..(row + 1)].Sum();
                 previous += best[0] == row - 1 ? 1 : 0;
                 self += best[0] == row ? 1 : 0;
             }
@@ -62,6 +63,7 @@ public class InspectorTests
             Assert.Equal(entropy / rows, head.Statistics.Entropy, 1e-4);
             Assert.Equal(share / rows, head.Statistics.EntropyShare, 1e-4);
             Assert.Equal(first / rows, head.Statistics.FirstMass, 1e-5);
+            Assert.Equal(near / rows, head.Statistics.NearMass, 1e-5);
             Assert.Equal(distance / rows, head.Statistics.MeanDistance, 1e-3);
             Assert.Equal(previous / rows, head.Statistics.PreviousShare, 1e-9);
             Assert.Equal(self / rows, head.Statistics.SelfShare, 1e-9);
@@ -239,6 +241,21 @@ public class InspectorTests
     }
 
     [Fact]
+    public void Edited_model_is_shown_as_edited()
+    {
+        using var pretrained = TinyModel.Create();
+        using var edit = pretrained.Model.Hooks.Install(new OnlyItself());
+        var inspection = Inspect(pretrained, Text, "a verse");
+        Assert.All(inspection.Heads, head =>
+        {
+            Assert.Equal(HeadLook.Self, head.Look);
+            Assert.Equal(1, head.Statistics.NearMass, 1e-6);
+            Assert.Equal(1, head.Map![5, 5]);
+            Assert.Equal(0, head.Map[5, 4]);
+        });
+    }
+
+    [Fact]
     public void Cancellation_stops_and_leaves_no_hook()
     {
         using var pretrained = TinyModel.Create();
@@ -272,6 +289,13 @@ public class InspectorTests
         var square = new float[side, side];
         Buffer.BlockCopy(flat, 0, square, 0, flat.Length * sizeof(float));
         return square;
+    }
+
+    private sealed class OnlyItself : AttentionHook
+    {
+        public override AttentionStages StagesAt(AttentionSite site) => AttentionStages.Weights;
+
+        public override torch.Tensor OnWeights(AttentionCall call, torch.Tensor weights) => torch.eye(weights.shape[^1]).expand_as(weights);
     }
 
     private sealed class Collect(List<InspectionProgress> steps) : IProgress<InspectionProgress>

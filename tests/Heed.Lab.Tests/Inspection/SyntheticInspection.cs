@@ -52,7 +52,7 @@ internal static partial class SyntheticInspection
     {
         var side = PooledMap.SideOf(tokens, tokensPerCell);
         var cells = new double[side, side];
-        float[] entropy = new float[tokens], distance = new float[tokens], first = new float[tokens], received = new float[tokens];
+        float[] entropy = new float[tokens], distance = new float[tokens], first = new float[tokens], near = new float[tokens], received = new float[tokens];
         var place = new int[tokens];
         var topKeys = new int[tokens * topCount];
         var topWeights = new float[tokens * topCount];
@@ -71,6 +71,7 @@ internal static partial class SyntheticInspection
             }
 
             first[row] = (float)weights[0];
+            near[row] = (float)weights[Math.Max(0, row - 15)..].Sum();
             place[row] = Array.IndexOf(weights, weights.Max());
             var at = row * topCount;
             foreach (var key in Enumerable.Range(0, row + 1).OrderByDescending(key => weights[key]).Take(topCount))
@@ -94,7 +95,7 @@ internal static partial class SyntheticInspection
         {
             Layer = layer,
             Head = head,
-            Statistics = HeadStatistics.Of(entropy, place, distance, first, null, induction),
+            Statistics = HeadStatistics.Of(entropy, place, distance, first, near, null, induction),
             Map = new(tokens, tokensPerCell, bytes),
             TopKeys = topKeys,
             TopWeights = topWeights,

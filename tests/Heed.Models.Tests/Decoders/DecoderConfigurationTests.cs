@@ -92,6 +92,7 @@ public class DecoderConfigurationTests
     [InlineData("[]", "not a JSON object")]
     [InlineData("{}", "no model_type")]
     [InlineData("{\"model_type\":\"gpt2\"}", "type 'gpt2'; supported are llama")]
+    [InlineData("{\"model_type\":\"llama\",\"num_attention_heads\":4,\"num_hidden_layers\":2000000000}", "2000000000 layers")]
     [InlineData("{\"model_type\":\"llama\",\"vocab_size\":50}", "has no num_attention_heads")]
     [InlineData("{\"model_type\":\"llama\",SIZES,\"num_key_value_heads\":3}", "does not divide")]
     [InlineData("{\"model_type\":\"llama\",SIZES,\"num_key_value_heads\":-3}", "num_key_value_heads must be a whole number from 1, not -3")]

@@ -37,6 +37,36 @@ public class DecoderTests
 
     [Theory]
     [MemberData(nameof(Names))]
+    public void LogitsAreThoseOfThePlainFormulas(string name)
+    {
+        using var scope = NewDisposeScope();
+        using var quiet = no_grad();
+        using var model = new Decoder(SmallModels.All[name], seed: 3);
+        model.to(float64);
+        using var generator = new Generator(9);
+        foreach (var parameter in model.parameters())
+        {
+            // Weights of ordinary size, norms that are not all one, biases that are not all zero.
+            parameter.normal_(0.1, 0.3, generator);
+        }
+
+        var weights = model.named_parameters().ToDictionary(entry => entry.name, entry => entry.parameter.data<double>().ToArray());
+        var ids = Ids(2, 11, seed: 5);
+        var logits = model.forward(ids);
+        var single = model.to(float32).call(ids).to(float64);
+
+        for (var text = 0; text < 2; text++)
+        {
+            var plain = new PlainDecoder(SmallModels.All[name], weights.GetValueOrDefault).Logits([.. ids[text].data<long>().Select(id => (int)id)]);
+            var expected = tensor(plain.SelectMany(row => row).ToArray()).view(11, 41);
+            Assert.True((logits[text] - expected).abs().max().item<double>() < 1e-10);
+            // Two layers of sums of some tens of float32 products: relative errors of some 2^-24 each.
+            Assert.True((single[text] - expected).abs().max().item<double>() < 1e-4 * expected.abs().max().item<double>());
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Names))]
     public void LaterTokensDoNotChangeEarlierLogits(string name)
     {
         using var scope = NewDisposeScope();

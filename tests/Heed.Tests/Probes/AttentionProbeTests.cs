@@ -79,6 +79,27 @@ public sealed class AttentionProbeTests
     }
 
     [Fact]
+    public void Probes_watch_a_training_step_without_a_trace_in_its_gradients()
+    {
+        using var scope = NewDisposeScope();
+        var (q, k, v) = (randn(1, 2, 6, 4).requires_grad_(), randn(1, 2, 6, 4), randn(1, 2, 6, 4));
+        Attention.Compute(q, k, v, AttentionOptions.CausalSelf).sum().backward();
+        var expected = q.grad!.clone();
+        q.grad = null;
+        var hooks = new AttentionHooks();
+        using var statistics = AttentionStatisticsProbe.OfEverything();
+        using var maps = new AttentionMapProbe();
+        hooks.Install(statistics);
+        hooks.Install(maps);
+        Attention.Compute(q, k, v, AttentionOptions.CausalSelf, Site, hooks).sum().backward();
+        Assertions.Close(expected, q.grad!, 0);
+        Assert.False(statistics[Site].Entropy!.requires_grad);
+        Assert.False(maps[Site].requires_grad);
+        Assertions.Close(PlainAttention.LogSumExp(q, k, AttentionOptions.CausalSelf), statistics[Site].LogSumExp!, 1e-5);
+        Assertions.Close(maps[Site].sum(-2), statistics[Site].MassPerKey!, 1e-5);
+    }
+
+    [Fact]
     public void Maps_of_chosen_heads_and_rows_within_the_budget()
     {
         using var scope = NewDisposeScope();

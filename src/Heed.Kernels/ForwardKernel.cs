@@ -219,7 +219,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
             if (TryTrim(block.Slice, query, rows, whole, out pieces[count]))
             {
                 ref readonly var piece = ref pieces[count];
-                MultiplyKeys(block, row, piece, block.Scores + columns);
+                MultiplyKeys(block, row, rows, piece, block.Scores + columns);
                 _scores.Apply(block.Slice, block.Head, piece, query, rows, block.Scores + columns);
                 sets[count++] = set + (piece.First - whole.First);
                 columns += piece.Columns;
@@ -257,7 +257,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
             }
             else
             {
-                MultiplyValues(block, row, pieces[i], columns);
+                MultiplyValues(block, row, rows, pieces[i], columns);
             }
 
             columns += pieces[i].Columns;
@@ -287,7 +287,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private void MultiplyKeys(in Block block, int row, in ScorePiece piece, float* scores)
+    private void MultiplyKeys(in Block block, int row, int rows, in ScorePiece piece, float* scores)
     {
         var strip = block.Strips + ((long)row * _packed.Depth);
         var width = Packing.PanelWidth<TVector, TOps>();
@@ -297,18 +297,26 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
             var columns = (int)Math.Min(width - (key % width), end - key);
             if (_scores.ReadsMap)
             {
-                _scores.Prefetch(block.Slice, block.Head, key, columns, block.Query + row, Math.Min(MicroKernel.Rows, block.Rows - row));
+                _scores.Prefetch(block.Slice, block.Head, key, columns, block.Query + row, rows);
             }
 
-            MicroKernel.Multiply<TVector, TOps, StripLayout, Zero>(
-                strip, _packed.KeyPanel(block.Unit, key), width, scores, MicroKernel.ScoreStride, _packed.Depth, columns / TOps.Lanes);
+            var panel = _packed.KeyPanel(block.Unit, key);
+            if (rows > 1)
+            {
+                MicroKernel.Multiply<TVector, TOps, StripLayout, Zero>(strip, panel, width, scores, MicroKernel.ScoreStride, _packed.Depth, columns / TOps.Lanes);
+            }
+            else
+            {
+                MicroKernel.MultiplyRow<TVector, TOps, StripLayout, Zero>(strip, panel, width, scores, _packed.Depth, columns / TOps.Lanes);
+            }
+
             scores += columns;
             key += columns;
         }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private void MultiplyValues(in Block block, int row, in ScorePiece piece, int column)
+    private void MultiplyValues(in Block block, int row, int rows, in ScorePiece piece, int column)
     {
         var (start, end) = (piece.Segment.Start, piece.Segment.End);
         var weights = block.Scores + column + (start - piece.First);
@@ -316,9 +324,18 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         for (int panel = 0, vector = 0; panel < _packed.ValuePanels; panel++)
         {
             var vectors = Packing.PanelVectors(_packed.ValueVectors, _packed.ValuePanels, panel);
-            MicroKernel.Multiply<TVector, TOps, ScoreLayout, One>(
-                weights, _packed.ValuePanel(block.Unit, start, vector, vectors), vectors * TOps.Lanes,
-                output + (vector * TOps.Lanes), block.OutputStride, (nint)(end - start), vectors);
+            var values = _packed.ValuePanel(block.Unit, start, vector, vectors);
+            var width = vectors * TOps.Lanes;
+            var sums = output + (vector * TOps.Lanes);
+            if (rows > 1)
+            {
+                MicroKernel.Multiply<TVector, TOps, ScoreLayout, One>(weights, values, width, sums, block.OutputStride, (nint)(end - start), vectors);
+            }
+            else
+            {
+                MicroKernel.MultiplyRow<TVector, TOps, ScoreLayout, One>(weights, values, width, sums, (nint)(end - start), vectors);
+            }
+
             vector += vectors;
         }
     }

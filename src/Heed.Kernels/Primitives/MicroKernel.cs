@@ -126,6 +126,74 @@ internal static unsafe class MicroKernel
         }
     }
 
+    /// <summary>As <see cref="Multiply"/> for the first row alone: five sixths of a tile would be thrown away where queries choose their keys one by one.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void MultiplyRow<TVector, TOps, TLayout, TAccumulate>(float* left, float* right, nint rightStride, float* result, nint depth, int vectors)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TLayout : struct, ITileLayout
+        where TAccumulate : struct, IConstant
+    {
+        if (TOps.TileVectors == 4 && vectors == 4)
+        {
+            Row<TVector, TOps, TLayout, TAccumulate, Four>(left, right, rightStride, result, depth);
+        }
+        else if (TOps.TileVectors == 4 && vectors == 3)
+        {
+            Row<TVector, TOps, TLayout, TAccumulate, Three>(left, right, rightStride, result, depth);
+        }
+        else if (vectors == 2)
+        {
+            Row<TVector, TOps, TLayout, TAccumulate, Two>(left, right, rightStride, result, depth);
+        }
+        else
+        {
+            Row<TVector, TOps, TLayout, TAccumulate, One>(left, right, rightStride, result, depth);
+        }
+    }
+
+    // Three steps of the depth side by side: a row by itself has too few sums to hide the latency of an addition.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
+    private static void Row<TVector, TOps, TLayout, TAccumulate, TColumns>(float* left, float* right, nint rightStride, float* result, nint depth)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TLayout : struct, ITileLayout
+        where TAccumulate : struct, IConstant
+        where TColumns : struct, IConstant
+    {
+        TVector c00 = TOps.Zero, c01 = TOps.Zero, c02 = TOps.Zero, c03 = TOps.Zero;
+        TVector c10 = TOps.Zero, c11 = TOps.Zero, c12 = TOps.Zero, c13 = TOps.Zero;
+        TVector c20 = TOps.Zero, c21 = TOps.Zero, c22 = TOps.Zero, c23 = TOps.Zero;
+        if (TAccumulate.Value != 0)
+        {
+            LoadRow<TVector, TOps, TColumns>(result, ref c00, ref c01, ref c02, ref c03);
+        }
+
+        TVector b0 = TOps.Zero, b1 = b0, b2 = b0, b3 = b0;
+        for (; depth >= 3; depth -= 3)
+        {
+            LoadRow<TVector, TOps, TColumns>(right, ref b0, ref b1, ref b2, ref b3);
+            AddRow<TVector, TOps, TColumns>(TOps.Create(left[0 * TLayout.DepthStride]), b0, b1, b2, b3, ref c00, ref c01, ref c02, ref c03);
+            LoadRow<TVector, TOps, TColumns>(right + rightStride, ref b0, ref b1, ref b2, ref b3);
+            AddRow<TVector, TOps, TColumns>(TOps.Create(left[1 * TLayout.DepthStride]), b0, b1, b2, b3, ref c10, ref c11, ref c12, ref c13);
+            LoadRow<TVector, TOps, TColumns>(right + (2 * rightStride), ref b0, ref b1, ref b2, ref b3);
+            AddRow<TVector, TOps, TColumns>(TOps.Create(left[2 * TLayout.DepthStride]), b0, b1, b2, b3, ref c20, ref c21, ref c22, ref c23);
+            left += 3 * TLayout.DepthStride;
+            right += 3 * rightStride;
+        }
+
+        for (; depth > 0; depth--)
+        {
+            LoadRow<TVector, TOps, TColumns>(right, ref b0, ref b1, ref b2, ref b3);
+            AddRow<TVector, TOps, TColumns>(TOps.Create(*left), b0, b1, b2, b3, ref c00, ref c01, ref c02, ref c03);
+            left += TLayout.DepthStride;
+            right += rightStride;
+        }
+
+        StoreRow<TVector, TOps, TColumns>(
+            result, TOps.Add(c00, TOps.Add(c10, c20)), TOps.Add(c01, TOps.Add(c11, c21)), TOps.Add(c02, TOps.Add(c12, c22)), TOps.Add(c03, TOps.Add(c13, c23)));
+    }
+
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
     private static void Tile<TVector, TOps, TLayout, TAccumulate, TColumns>(
         float* left, float* right, nint rightStride, float* result, nint resultStride, nint depth)

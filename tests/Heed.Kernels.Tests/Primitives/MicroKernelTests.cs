@@ -50,6 +50,12 @@ public unsafe class MicroKernelTests
                             {
                                 MicroKernel.Multiply<TVector, TOps, StripLayout, Zero>(s, p, width, c, MicroKernel.ScoreStride, depth, vectors);
                                 MicroKernel.Multiply<TVector, TOps, StripLayout, One>(s, p, width, c, MicroKernel.ScoreStride, depth, vectors);
+                                if (rows == 1)
+                                {
+                                    MicroKernel.MultiplyRow<TVector, TOps, StripLayout, Zero>(s, p, width, c, depth, vectors);
+                                    MicroKernel.MultiplyRow<TVector, TOps, StripLayout, One>(s, p, width, c, depth, vectors);
+                                }
+
                                 for (var row = 0; row < 6; row++)
                                 {
                                     for (var column = 0; column < vectors * TOps.Lanes; column++)

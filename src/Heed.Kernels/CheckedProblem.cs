@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Heed.Kernels;
 
 /// <summary>One batch item or packed sequence: its rows in the tensors, and where its queries stand among its keys.</summary>
@@ -171,6 +173,14 @@ internal sealed unsafe class CheckedProblem
         }
     }
 
+    private static void Require(bool condition, string argument, [InterpolatedStringHandlerArgument(nameof(condition))] ref Refusal message)
+    {
+        if (!condition)
+        {
+            throw new ArgumentException(message.ToString(), argument);
+        }
+    }
+
     private static void RequireMemory(in TensorView view, string name) =>
         Require(
             view.Data != 0 || view.Batch == 0 || view.Heads == 0 || view.Length == 0 || view.Width == 0,
@@ -291,5 +301,24 @@ internal sealed unsafe class CheckedProblem
         {
             Require(offsets[i] <= offsets[i + 1], name, $"Offsets of packed sequences must not decrease; they do from {offsets[i]} to {offsets[i + 1]} after sequence {i}.");
         }
+    }
+
+    /// <summary>A sentence that is put together only when it will be said.</summary>
+    [InterpolatedStringHandler]
+    private ref struct Refusal
+    {
+        private DefaultInterpolatedStringHandler _sentence;
+
+        public Refusal(int literalLength, int formattedCount, bool condition, out bool isSaid)
+        {
+            isSaid = !condition;
+            _sentence = isSaid ? new(literalLength, formattedCount) : default;
+        }
+
+        public void AppendLiteral(string value) => _sentence.AppendLiteral(value);
+
+        public void AppendFormatted<T>(T value) => _sentence.AppendFormatted(value);
+
+        public override string ToString() => _sentence.ToStringAndClear();
     }
 }

@@ -4,19 +4,23 @@ using TorchSharp;
 namespace Heed;
 
 /// <summary>The one door: every attention of every model goes through here.</summary>
-/// <remarks>On the CPU, float32, float16 and bfloat16 run in the fused kernels, with gradients and in O(N) memory; everything else (float64, other devices, calls whose hooks change
-/// scores or weights) in libtorch operations that materialise the map. The results mean the same.</remarks>
+/// <remarks>On the CPU, float32, float16 and bfloat16 run in the fused kernels, with gradients and in O(N) memory; everything else
+/// (float64, other devices, calls whose hooks change scores or weights) in libtorch operations that materialise the map. The results mean
+/// the same.</remarks>
 public static class Attention
 {
     /// <summary>Attention of <paramref name="query"/> over <paramref name="key"/> and <paramref name="value"/>.</summary>
     /// <param name="query"><c>[B, H, Nq, D]</c>.</param>
-    /// <param name="key"><c>[B, Hkv, Nk, D]</c>, Hkv a divisor of H. The query's dtype, or float16 or bfloat16 (a cache) beside a float32 or float64 query.</param>
+    /// <param name="key"><c>[B, Hkv, Nk, D]</c>, Hkv a divisor of H. The query's dtype, or float16 or bfloat16 (a cache) beside a float32
+    /// or float64 query.</param>
     /// <param name="value"><c>[B, Hkv, Nk, Dv]</c>, the key's dtype.</param>
     /// <param name="options">What to do beside plain softmax attention; null: nothing.</param>
     /// <param name="site">Where the call stands in its model; needed where hooks are given.</param>
     /// <param name="hooks">The model's hooks; null: none.</param>
-    /// <returns><c>[B, H, Nq, Dv]</c>, in the query's dtype. Where the query lies in memory with heads inside tokens, so does the output.</returns>
-    /// <exception cref="ArgumentException">Shapes, dtypes, devices or options do not fit together; the message says which and what was expected.</exception>
+    /// <returns><c>[B, H, Nq, Dv]</c>, in the query's dtype. Where the query lies in memory with heads inside tokens, so does the
+    /// output.</returns>
+    /// <exception cref="ArgumentException">Shapes, dtypes, devices or options do not fit together; the message says which and what was
+    /// expected.</exception>
     public static torch.Tensor Compute(
         torch.Tensor query, torch.Tensor key, torch.Tensor value, AttentionOptions? options = null, AttentionSite site = default, AttentionHooks? hooks = null)
     {
@@ -38,10 +42,11 @@ public static class Attention
     /// <param name="query"><c>[B, H, Nq, D]</c>.</param>
     /// <param name="key"><c>[B, Hkv, Nk, D]</c>.</param>
     /// <param name="value"><c>[B, Hkv, Nk, Dv]</c>.</param>
-    /// <param name="options">As for <see cref="Compute"/>, with <see cref="Heed.Kernels.Normalizer.Softmax"/>. A sink counts in the log-sum-exp: give the sinks to
-    /// one part only, one in which every row that has a key at all has one (a row without any forgets its sink).</param>
-    /// <returns>The output <c>[B, H, Nq, Dv]</c>, and the log-sum-exp of every row <c>[B, H, Nq]</c> in float32 (float64 for float64 inputs), minus infinity where a row
-    /// has no pair. Gradients flow through both.</returns>
+    /// <param name="options">As for <see cref="Compute"/>, with <see cref="Heed.Kernels.Normalizer.Softmax"/>. A sink counts in the
+    /// log-sum-exp: give the sinks to one part only, one in which every row that has a key at all has one (a row without any forgets its
+    /// sink).</param>
+    /// <returns>The output <c>[B, H, Nq, Dv]</c>, and the log-sum-exp of every row <c>[B, H, Nq]</c> in float32 (float64 for float64
+    /// inputs), minus infinity where a row has no pair. Gradients flow through both.</returns>
     /// <exception cref="ArgumentException">As for <see cref="Compute"/>, or the normaliser is another.</exception>
     public static (torch.Tensor Output, torch.Tensor LogSumExp) ComputePart(
         torch.Tensor query, torch.Tensor key, torch.Tensor value, AttentionOptions? options = null)
@@ -60,10 +65,13 @@ public static class Attention
             : (PlainAttention.Compute(new(default, query, key, value, options)), PlainAttention.LogSumExp(query, key, options));
     }
 
-    /// <summary>Merges attention over two disjoint sets of keys into attention over both: e^la oa + e^lb ob over e^la + e^lb, row by row. Differentiable.</summary>
-    /// <param name="first">Output <c>[B, H, Nq, Dv]</c> and log-sum-exp <c>[B, H, Nq]</c> of one part, as <see cref="ComputePart"/> gives them.</param>
+    /// <summary>Merges attention over two disjoint sets of keys into attention over both: e^la oa + e^lb ob over e^la + e^lb, row by row.
+    /// Differentiable.</summary>
+    /// <param name="first">Output <c>[B, H, Nq, Dv]</c> and log-sum-exp <c>[B, H, Nq]</c> of one part, as <see cref="ComputePart"/> gives
+    /// them.</param>
     /// <param name="second">Those of the other part.</param>
-    /// <returns>Output and log-sum-exp of the whole, to be merged further. A row without a pair in either part gives zeros and minus infinity.</returns>
+    /// <returns>Output and log-sum-exp of the whole, to be merged further. A row without a pair in either part gives zeros and minus
+    /// infinity.</returns>
     public static (torch.Tensor Output, torch.Tensor LogSumExp) Merge(
         (torch.Tensor Output, torch.Tensor LogSumExp) first, (torch.Tensor Output, torch.Tensor LogSumExp) second)
     {

@@ -32,9 +32,9 @@ public sealed class AttentionCall
     /// <summary>The weights as the hooks left them, where the call materialises the map.</summary>
     internal torch.Tensor? Map { get; set; }
 
-    /// <summary>The weights of chosen heads and query rows, computed on demand in O(heads * rows * Nk) without materialising the rest. Where a hook at the site changes
-    /// scores or weights, they are seen as it leaves them at the stages <see cref="AttentionStages.Map"/> and
-    /// <see cref="AttentionStages.Statistics"/>.</summary>
+    /// <summary>The weights of chosen heads and query rows, computed on demand in O(heads * rows * Nk) without materialising the rest.
+    /// Where a hook at the site changes scores or weights, they are seen as it leaves them at the stages <see cref="AttentionStages.Map"/>
+    /// and <see cref="AttentionStages.Statistics"/>.</summary>
     /// <param name="heads">Query heads; null: all.</param>
     /// <param name="rows">Query rows; null: all.</param>
     /// <returns><c>[B, heads, rows, Nk]</c>.</returns>
@@ -45,7 +45,9 @@ public sealed class AttentionCall
         {
             if (head < 0 || head >= Query.size(1))
             {
-                throw new ArgumentException($"The call at the site '{Site}' has heads 0 to {Query.size(1) - 1}; the weights of head {head} were asked for.", nameof(heads));
+                throw new ArgumentException(
+                    $"The call at the site '{Site}' has heads 0 to {Query.size(1) - 1}; the weights of head {head} were asked "
+                    + "for.", nameof(heads));
             }
         }
 
@@ -53,7 +55,9 @@ public sealed class AttentionCall
         {
             if (row < 0 || row >= Query.size(2))
             {
-                throw new ArgumentException($"The call at the site '{Site}' has query rows 0 to {Query.size(2) - 1}; the weights of row {row} were asked for.", nameof(rows));
+                throw new ArgumentException(
+                    $"The call at the site '{Site}' has query rows 0 to {Query.size(2) - 1}; the weights of row {row} were asked "
+                    + "for.", nameof(rows));
             }
         }
 

@@ -40,8 +40,8 @@ public sealed record AttentionStatisticsRequest
     /// <summary>Mean distance between every query and its keys, in tokens.</summary>
     public bool MeanDistance { get; init; }
 
-    /// <summary>Keys whose mass is wanted, boolean <c>[n]</c> or <c>[B, n]</c> with n at most Nk (keys past its end are not in the set, so that <c>[true]</c> is the
-    /// first key of any call); null: not wanted.</summary>
+    /// <summary>Keys whose mass is wanted, boolean <c>[n]</c> or <c>[B, n]</c> with n at most Nk (keys past its end are not in the set, so
+    /// that <c>[true]</c> is the first key of any call); null: not wanted.</summary>
     public torch.Tensor? KeySet { get; init; }
 
     /// <summary>How many of the largest weights of every row are wanted (0: none, at most 64).</summary>
@@ -69,7 +69,8 @@ public sealed record AttentionStatisticsRequest
 /// returns: a hook that keeps one takes a handle of its own (<c>tensor.detach().DetachFromDisposeScope()</c>).</summary>
 public sealed record AttentionStatistics
 {
-    /// <summary>Log-sum-exp of every row (sink included), float32 <c>[B, H, Nq]</c>; minus infinity where there is no pair. Always given.</summary>
+    /// <summary>Log-sum-exp of every row (sink included), float32 <c>[B, H, Nq]</c>; minus infinity where there is no pair. Always
+    /// given.</summary>
     public torch.Tensor? LogSumExp { get; init; }
 
     /// <summary>Entropy in nats, float32 <c>[B, H, Nq]</c>.</summary>
@@ -98,8 +99,8 @@ public sealed record AttentionStatistics
 }
 
 /// <summary>
-/// Observes (a probe) or changes (an edit) attention calls. Installed on a model's <see cref="AttentionHooks"/> for a scope; acts per site, by stage. A hook
-/// declares the stages it needs, so that calls stay fused wherever nobody needs the map itself.
+/// Observes (a probe) or changes (an edit) attention calls. Installed on a model's <see cref="AttentionHooks"/> for a scope; acts per site,
+/// by stage. A hook declares the stages it needs, so that calls stay fused wherever nobody needs the map itself.
 /// </summary>
 public abstract class AttentionHook
 {
@@ -109,7 +110,8 @@ public abstract class AttentionHook
     /// <summary>The statistics this hook wants at a site, where <see cref="StagesAt"/> includes them.</summary>
     public virtual AttentionStatisticsRequest? StatisticsAt(AttentionSite site) => null;
 
-    /// <summary>Stage inputs: may assign <see cref="AttentionCall.Query"/>, <see cref="AttentionCall.Key"/>, <see cref="AttentionCall.Value"/> and <see cref="AttentionCall.Options"/>.</summary>
+    /// <summary>Stage inputs: may assign <see cref="AttentionCall.Query"/>, <see cref="AttentionCall.Key"/>,
+    /// <see cref="AttentionCall.Value"/> and <see cref="AttentionCall.Options"/>.</summary>
     public virtual void OnInputs(AttentionCall call)
     {
     }

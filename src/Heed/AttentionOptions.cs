@@ -20,7 +20,8 @@ public sealed record AttentionOptions
     /// <summary>Which keys a query may see by its position.</summary>
     public Causality Causal { get; init; }
 
-    /// <summary>How many keys before its own position a query sees, its own not counted; null: all. A sliding window of w tokens is <c>w - 1</c>.</summary>
+    /// <summary>How many keys before its own position a query sees, its own not counted; null: all. A sliding window of w tokens is <c>w -
+    /// 1</c>.</summary>
     public long? WindowBefore { get; init; }
 
     /// <summary>How many keys after its own position a query sees; null: all that <see cref="Causal"/> allows.</summary>
@@ -35,7 +36,8 @@ public sealed record AttentionOptions
     /// <summary>Sink logit of each query head, <c>[H]</c> (gradient supported); null: none.</summary>
     public torch.Tensor? Sinks { get; init; }
 
-    /// <summary>Pairs that exist, boolean, broadcastable to <c>[B, H, Nq, Nk]</c>, true where the query may attend; null: all. Becomes a block mask: empty blocks cost nothing.</summary>
+    /// <summary>Pairs that exist, boolean, broadcastable to <c>[B, H, Nq, Nk]</c>, true where the query may attend; null: all. Becomes a
+    /// block mask: empty blocks cost nothing.</summary>
     public torch.Tensor? Mask { get; init; }
 
     /// <summary>Which blocks of pairs are computed; null: all.</summary>
@@ -53,10 +55,12 @@ public sealed record AttentionOptions
     /// <summary>Packed sequences in a batch of one: row offsets of the queries, int64 <c>[S + 1]</c>. Null: not packed.</summary>
     public torch.Tensor? QueryOffsets { get; init; }
 
-    /// <summary>Packed sequences: row offsets of the keys, int64 <c>[S + 1]</c>; null with <see cref="QueryOffsets"/> given: the same.</summary>
+    /// <summary>Packed sequences: row offsets of the keys, int64 <c>[S + 1]</c>; null with <see cref="QueryOffsets"/> given: the
+    /// same.</summary>
     public torch.Tensor? KeyOffsets { get; init; }
 
-    /// <summary>Gate scores that multiply the output (already activated), broadcastable to <c>[B, H, Nq, Dv]</c> (gradient supported); null: none.</summary>
+    /// <summary>Gate scores that multiply the output (already activated), broadcastable to <c>[B, H, Nq, Dv]</c> (gradient supported);
+    /// null: none.</summary>
     public torch.Tensor? Gate { get; init; }
 
     /// <summary>Number of threads; 0: <see cref="torch.get_num_threads"/>.</summary>

@@ -22,7 +22,8 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
         var shape = new AttentionShape(query.size(0), query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), value.size(3));
         if (key.size(0) != shape.Batch || value.size(0) != shape.Batch)
         {
-            throw new ArgumentException($"Query, key and value share one batch size; {shape.Batch}, {key.size(0)} and {value.size(0)} were given.", nameof(key));
+            throw new ArgumentException(
+                $"Query, key and value share one batch size; {shape.Batch}, {key.size(0)} and {value.size(0)} were given.", nameof(key));
         }
 
         if (key.size(3) != shape.Width)
@@ -32,18 +33,21 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
 
         if (value.size(1) != shape.KeyHeads || value.size(2) != shape.Keys)
         {
-            throw new ArgumentException($"Key and value have the same heads and length; {Text(key)} and {Text(value)} were given.", nameof(value));
+            throw new ArgumentException(
+                $"Key and value have the same heads and length; {Text(key)} and {Text(value)} were given.", nameof(value));
         }
 
         if (shape.KeyHeads == 0 ? shape.Heads != 0 : shape.Heads % shape.KeyHeads != 0)
         {
-            throw new ArgumentException($"The number of key heads divides the number of query heads; {shape.KeyHeads} does not divide {shape.Heads}.", nameof(key));
+            throw new ArgumentException(
+                $"The number of key heads divides the number of query heads; {shape.KeyHeads} does not divide {shape.Heads}.", nameof(key));
         }
 
         var (type, device) = (query.dtype, query.device_type);
         if (!IsFloating(type))
         {
-            throw new ArgumentException($"Attention computes in float64, float32, bfloat16 or float16; the query is {type}.", nameof(query));
+            throw new ArgumentException(
+                $"Attention computes in float64, float32, bfloat16 or float16; the query is {type}.", nameof(query));
         }
 
         var keyType = key.dtype;
@@ -57,7 +61,8 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
 
         if (key.device_type != device || value.device_type != device)
         {
-            throw new ArgumentException($"Query, key and value are on one device; {query.device}, {key.device} and {value.device} were given.", nameof(key));
+            throw new ArgumentException(
+                $"Query, key and value are on one device; {query.device}, {key.device} and {value.device} were given.", nameof(key));
         }
 
         return shape;
@@ -120,7 +125,8 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
         if (request.KeySet is { } set
             && (set.dtype != ScalarType.Bool || set.dim() is < 1 or > 2 || set.shape[^1] > Keys || (set.dim() == 2 && set.size(0) != 1 && set.size(0) != Batch)))
         {
-            throw new ArgumentException($"A key set is boolean [n] or [B, n] with at most {Keys} keys and a batch of {Batch}; {set.dtype} {Text(set)} was given.");
+            throw new ArgumentException(
+                $"A key set is boolean [n] or [B, n] with at most {Keys} keys and a batch of {Batch}; {set.dtype} {Text(set)} was given.");
         }
     }
 

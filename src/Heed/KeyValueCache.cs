@@ -3,12 +3,12 @@ using TorchSharp;
 namespace Heed;
 
 /// <summary>
-/// The keys and values that a decoder has seen, layer by layer, so that each step of generation computes only the new tokens. Buffers grow by doubling;
-/// with a window, tokens that no later query can reach are dropped and memory stays constant.
+/// The keys and values that a decoder has seen, layer by layer, so that each step of generation computes only the new tokens. Buffers grow
+/// by doubling; with a window, tokens that no later query can reach are dropped and memory stays constant.
 /// </summary>
 /// <remarks>
-/// <para>Keys are stored as the layer gives them (position codes such as rotary applied before). Alignment to the end (<see cref="Heed.Kernels.Causality.AlignedToEnd"/>)
-/// makes a query see the right keys whether or not older ones were dropped.</para>
+/// <para>Keys are stored as the layer gives them (position codes such as rotary applied before). Alignment to the end
+/// (<see cref="Heed.Kernels.Causality.AlignedToEnd"/>) makes a query see the right keys whether or not older ones were dropped.</para>
 /// <para>Not differentiable, and not safe for use by two threads at once.</para>
 /// </remarks>
 public sealed class KeyValueCache : IDisposable
@@ -21,10 +21,13 @@ public sealed class KeyValueCache : IDisposable
 
     /// <summary>Initializes an empty cache. Nothing is allocated before the first <see cref="Append"/>.</summary>
     /// <param name="layers">Number of attention layers.</param>
-    /// <param name="type">Element type of the buffers: float32, float16, bfloat16 (half the memory; attention reads them directly) or float64.</param>
+    /// <param name="type">Element type of the buffers: float32, float16, bfloat16 (half the memory; attention reads them directly) or
+    /// float64.</param>
     /// <param name="limit">The most tokens that a layer may hold; null: as many as memory allows.</param>
-    /// <param name="window">Tokens that a query sees including its own (<see cref="AttentionOptions.WindowBefore"/> + 1), for every layer; null: all.</param>
-    /// <exception cref="ArgumentException">A number is less than 1, or the type is not a floating-point type that attention reads.</exception>
+    /// <param name="window">Tokens that a query sees including its own (<see cref="AttentionOptions.WindowBefore"/> + 1), for every layer;
+    /// null: all.</param>
+    /// <exception cref="ArgumentException">A number is less than 1, or the type is not a floating-point type that attention
+    /// reads.</exception>
     public KeyValueCache(int layers, torch.ScalarType type = torch.ScalarType.Float32, long? limit = null, long? window = null)
         : this(layers, type, limit, _ => window)
     {
@@ -62,7 +65,8 @@ public sealed class KeyValueCache : IDisposable
             var window = windowOf(i);
             if (window < 1)
             {
-                throw new ArgumentException($"The window of a key-value cache is at least one token; {window} was given for layer {i}.", nameof(windowOf));
+                throw new ArgumentException(
+                    $"The window of a key-value cache is at least one token; {window} was given for layer {i}.", nameof(windowOf));
             }
 
             _layers[i] = new(window ?? long.MaxValue);
@@ -112,9 +116,11 @@ public sealed class KeyValueCache : IDisposable
     /// <param name="layer">The layer, from 0.</param>
     /// <param name="key"><c>[B, Hkv, n, D]</c>; converted to the cache's element type.</param>
     /// <param name="value"><c>[B, Hkv, n, Dv]</c>.</param>
-    /// <returns>Views <c>[B, Hkv, m, D]</c> and <c>[B, Hkv, m, Dv]</c> of all tokens that the new ones may attend to. They are valid until the layer's next
-    /// <see cref="Append"/>, <see cref="Truncate"/> or <see cref="Reset"/>, and belong to the caller's dispose scope.</returns>
-    /// <exception cref="ArgumentException">The layer does not exist, or the shapes do not fit each other or what the layer holds.</exception>
+    /// <returns>Views <c>[B, Hkv, m, D]</c> and <c>[B, Hkv, m, Dv]</c> of all tokens that the new ones may attend to. They are valid until
+    /// the layer's next <see cref="Append"/>, <see cref="Truncate"/> or <see cref="Reset"/>, and belong to the caller's dispose
+    /// scope.</returns>
+    /// <exception cref="ArgumentException">The layer does not exist, or the shapes do not fit each other or what the layer
+    /// holds.</exception>
     /// <exception cref="InvalidOperationException">The limit would be exceeded, or gradients would be lost.</exception>
     public (torch.Tensor Key, torch.Tensor Value) Append(int layer, torch.Tensor key, torch.Tensor value)
     {
@@ -124,11 +130,13 @@ public sealed class KeyValueCache : IDisposable
         CheckShapes(layer, state, key, value);
         if ((key.requires_grad || value.requires_grad) && torch.is_grad_enabled())
         {
-            throw new InvalidOperationException("A key-value cache keeps no gradients: call the model under torch.no_grad(), or train without a cache.");
+            throw new InvalidOperationException(
+                "A key-value cache keeps no gradients: call the model under torch.no_grad(), or train without a cache.");
         }
 
         var added = key.size(2);
-        // Queries of this call reach window - 1 tokens before the first of them; what lies further back goes now, not after the previous call, which could not know.
+        // Queries of this call reach window - 1 tokens before the first of them; what lies further back goes now, not after the previous
+        // call, which could not know.
         state.Drop(Math.Max(0, state.Count - (state.Window - 1)));
         if (state.Count + added > _limit)
         {
@@ -151,7 +159,8 @@ public sealed class KeyValueCache : IDisposable
         return (state.Keys!.narrow(2, state.Start, state.Count), state.Values!.narrow(2, state.Start, state.Count));
     }
 
-    /// <summary>Forgets every token after the first <paramref name="length"/>, in every layer (to try another continuation, or after an interrupted step).</summary>
+    /// <summary>Forgets every token after the first <paramref name="length"/>, in every layer (to try another continuation, or after an
+    /// interrupted step).</summary>
     /// <param name="length">Tokens to keep, counted from the first ever seen.</param>
     /// <exception cref="ArgumentException">The length is negative or more than <see cref="Length"/>.</exception>
     /// <exception cref="InvalidOperationException">A window has dropped tokens that the next query would reach.</exception>
@@ -160,7 +169,8 @@ public sealed class KeyValueCache : IDisposable
         ObjectDisposedException.ThrowIf(_disposed, this);
         if (length < 0 || length > Length)
         {
-            throw new ArgumentException($"A key-value cache of {Length} tokens cannot be cut to {length}: give 0 to {Length}.", nameof(length));
+            throw new ArgumentException(
+                $"A key-value cache of {Length} tokens cannot be cut to {length}: give 0 to {Length}.", nameof(length));
         }
 
         for (var i = 0; i < _layers.Length; i++)
@@ -230,7 +240,8 @@ public sealed class KeyValueCache : IDisposable
         ObjectDisposedException.ThrowIf(_disposed, this);
         return (uint)layer < (uint)_layers.Length
             ? _layers[layer]
-            : throw new ArgumentException($"The key-value cache has layers 0 to {_layers.Length - 1}; layer {layer} was asked for.", nameof(layer));
+            : throw new ArgumentException(
+                $"The key-value cache has layers 0 to {_layers.Length - 1}; layer {layer} was asked for.", nameof(layer));
     }
 
     private sealed class Layer(long window)

@@ -15,7 +15,9 @@ internal static class ObserverStages
             }
 
             var wanted = hook.StatisticsAt(site)
-                ?? throw new InvalidOperationException($"The hook {hook.GetType().Name} declares the statistics stage at {site} but asks for none: return a request from StatisticsAt.");
+                ?? throw new InvalidOperationException(
+                    $"The hook {hook.GetType().Name} declares the statistics stage at {site} but asks for none: return a request from "
+                    + "StatisticsAt.");
             var merged = false;
             for (var i = 0; i < passes.Count && !merged; i++)
             {

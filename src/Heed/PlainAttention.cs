@@ -6,13 +6,13 @@ using static TorchSharp.torch;
 namespace Heed;
 
 /// <summary>
-/// Attention written out in libtorch operations with the map materialised: any device, any dtype, differentiable twice. It is the meaning of every option,
-/// the oracle that the fused path is tested against (in float64), and the path of the calls whose hooks need the map.
+/// Attention written out in libtorch operations with the map materialised: any device, any dtype, differentiable twice. It is the meaning
+/// of every option, the oracle that the fused path is tested against (in float64), and the path of the calls whose hooks need the map.
 /// </summary>
 internal static class PlainAttention
 {
-    // TorchSharp lets the collector free a scalar while the native call that it was given to still reads it, if another thread starts a collection just then: these are
-    // kept alive for good, the computed ones by `using`.
+    // TorchSharp lets the collector free a scalar while the native call that it was given to still reads it, if another thread starts a
+    // collection just then: these are kept alive for good, the computed ones by `using`.
     private static readonly Scalar s_zero = 0, s_one = 1, s_negativeInfinity = double.NegativeInfinity, s_notANumber = double.NaN;
 
     /// <summary>The output of a call (gate included), with the hooks of the stages scores, weights and statistics.</summary>
@@ -84,7 +84,8 @@ internal static class PlainAttention
         return rows is null || map.shape[2] == 1 ? map : map.index_select(2, tensor(rows.ToArray(), device: map.device));
     }
 
-    /// <summary>Scores with minus infinity where no pair exists, the pairs, and where queries and keys stand (all broadcast to the scores).</summary>
+    /// <summary>Scores with minus infinity where no pair exists, the pairs, and where queries and keys stand (all broadcast to the
+    /// scores).</summary>
     private static ScoreMap Scores(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
     {
         var (batch, headCount, width) = (query.shape[0], query.shape[1], query.shape[3]);
@@ -273,7 +274,8 @@ internal static class PlainAttention
             return matmul(weights, expanded);
         }
 
-        // Zero times NaN is NaN: a value that no pair reaches must not spread, so what is not finite is taken out and put back where it is read.
+        // Zero times NaN is NaN: a value that no pair reaches must not spread, so what is not finite is taken out and put back where it is
+        // read.
         var broken = RepeatHeads(finite.logical_not(), weights.shape[1]).to(weights.dtype);
         var spread = matmul(allowed.to(weights.dtype), broken).gt(s_zero);
         return matmul(weights, expanded.nan_to_num(0, 0, 0)).masked_fill(spread, s_notANumber);
@@ -290,8 +292,8 @@ internal static class PlainAttention
         return cat([scores, column.expand(scores.shape[0], scores.shape[1], scores.shape[2], 1)], -1);
     }
 
-    /// <summary>Aligned positions of the queries <c>[B, 1, Nq, 1]</c>, indices of the keys <c>[B, 1, 1, Nk]</c> within their sequence, and which pairs lie within a
-    /// sequence <c>[B, 1, Nq, Nk]</c>; all broadcast.</summary>
+    /// <summary>Aligned positions of the queries <c>[B, 1, Nq, 1]</c>, indices of the keys <c>[B, 1, 1, Nk]</c> within their sequence, and
+    /// which pairs lie within a sequence <c>[B, 1, Nq, Nk]</c>; all broadcast.</summary>
     private static (Tensor Position, Tensor KeyIndex, Tensor Exists) Positions(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<long>? rows)
     {
         var device = query.device;
@@ -321,7 +323,8 @@ internal static class PlainAttention
         return (position, column, (row < queryLengths).logical_and(column < keyLengths));
     }
 
-    /// <summary>The pairs of a block mask, and its biases if it has any, for chosen heads and rows: <c>[mask batches, heads, rows, Nk]</c>.</summary>
+    /// <summary>The pairs of a block mask, and its biases if it has any, for chosen heads and rows: <c>[mask batches, heads, rows,
+    /// Nk]</c>.</summary>
     private static (Tensor Listed, Tensor? Bias) Expand(BlockMask mask, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
     {
         var headCount = mask.Heads == 1 ? 1 : heads?.Count ?? mask.Heads;

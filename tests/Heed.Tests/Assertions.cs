@@ -6,7 +6,8 @@ namespace Heed.Tests;
 /// <summary>Comparisons of tensors with a stated tolerance.</summary>
 internal static class Assertions
 {
-    /// <summary>Fails unless |actual - expected| &lt;= tolerance * (1 + |expected|) everywhere (equal infinities and NaN in the same places allowed).</summary>
+    /// <summary>Fails unless |actual - expected| &lt;= tolerance * (1 + |expected|) everywhere (equal infinities and NaN in the same places
+    /// allowed).</summary>
     public static void Close(Tensor expected, Tensor actual, double tolerance, string what = "the result")
     {
         using var scope = NewDisposeScope();

@@ -162,6 +162,14 @@ public sealed class AttentionValidationTests : IDisposable
             var rows = Attention.Compute(dirtyQuery, k, v, AttentionOptions.CausalSelf);
             Assert.True(rows.narrow(2, 3, 1).isnan().all().item<bool>());
             Assertions.Close(clean.narrow(2, 4, 8), rows.narrow(2, 4, 8), 0);
+
+            // A bias counts where its pair exists: at query 2 it does, at query 5 key 8 is in the future.
+            var bias = zeros(12, 12, type);
+            bias[2, 1] = double.NaN;
+            bias[5, 8] = double.NaN;
+            var biased = Attention.Compute(q, k, v, AttentionOptions.CausalSelf with { Biases = [new DenseBias(bias)] });
+            Assert.True(biased.narrow(2, 2, 1).isnan().all().item<bool>());
+            Assertions.Close(clean.narrow(2, 3, 9), biased.narrow(2, 3, 9), 1e-6);
         }
     }
 

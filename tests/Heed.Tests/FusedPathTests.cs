@@ -12,7 +12,8 @@ public sealed class FusedPathTests
 {
     private const double Unit = 1.0 / (1 << 24);
 
-    // Problems this small gain nothing from threads, and wait for them where processors are busy. Calls that name a number of threads still get it.
+    // Problems this small gain nothing from threads, and wait for them where processors are busy. Calls that name a number of threads still
+    // get it.
     public FusedPathTests() => set_num_threads(1);
 
     [Fact]
@@ -42,7 +43,8 @@ public sealed class FusedPathTests
             call, direction, skipped, (inputs, options) => Attention.Compute(inputs["query"], inputs["key"], inputs["value"], options), t => t);
         Assert.Equal(exact.Keys, found.Keys);
 
-        // What cancels in a gradient is the product of an output's gradient and a value, a sum over the width; a slope's gradient sums it over all rows, times distances in tokens.
+        // What cancels in a gradient is the product of an output's gradient and a value, a sum over the width; a slope's gradient sums it
+        // over all rows, times distances in tokens.
         var products = Math.Sqrt(call.Value.shape[^1]);
         var distances = products * (call.Keys + call.Queries) * Math.Sqrt(call.Batch * call.Queries);
         foreach (var name in exact.Keys)
@@ -229,7 +231,8 @@ public sealed class FusedPathTests
         return inputs.Where(input => input.Value.requires_grad).ToDictionary(input => input.Key, input => input.Value.grad ?? zeros_like(input.Value));
     }
 
-    /// <summary>Rounding is judged by what libtorch's float32 makes of the same problem, and by the roundings of a sum over keys or queries.</summary>
+    /// <summary>Rounding is judged by what libtorch's float32 makes of the same problem, and by the roundings of a sum over keys or
+    /// queries.</summary>
     /// <param name="exact">The result in float64.</param>
     /// <param name="rounded">libtorch's in float32.</param>
     /// <param name="actual">The result that is judged.</param>

@@ -101,11 +101,13 @@ public sealed class KeyValueCacheTests
         Assert.Throws<ArgumentException>(() => new KeyValueCache(1, limit: 0));
         Assert.Throws<ArgumentException>(() => new KeyValueCache(1, window: 0));
         using var cache = new KeyValueCache(1, limit: 8, window: 4);
-        Assert.Contains("layers 0 to 0", Assert.Throws<ArgumentException>(() => cache.Append(1, zeros(1, 1, 1, 2), zeros(1, 1, 1, 2))).Message);
+        Assert.Contains(
+            "layers 0 to 0", Assert.Throws<ArgumentException>(() => cache.Append(1, zeros(1, 1, 1, 2), zeros(1, 1, 1, 2))).Message);
         Assert.Throws<ArgumentException>(() => cache.Append(0, zeros(1, 1, 2, 2), zeros(1, 1, 1, 2)));
         cache.Append(0, zeros(1, 1, 6, 2), zeros(1, 1, 6, 2));
         Assert.Throws<ArgumentException>(() => cache.Append(0, zeros(2, 1, 1, 2), zeros(2, 1, 1, 2)));
-        Assert.Contains("limited to 8", Assert.Throws<InvalidOperationException>(() => cache.Append(0, zeros(1, 1, 6, 2), zeros(1, 1, 6, 2))).Message);
+        Assert.Contains(
+            "limited to 8", Assert.Throws<InvalidOperationException>(() => cache.Append(0, zeros(1, 1, 6, 2), zeros(1, 1, 6, 2))).Message);
         Assert.Throws<ArgumentException>(() => cache.Truncate(7));
         cache.Append(0, zeros(1, 1, 1, 2), zeros(1, 1, 1, 2));
         Assert.Contains("dropped", Assert.Throws<InvalidOperationException>(() => cache.Truncate(3)).Message);

@@ -13,11 +13,13 @@ public sealed record DenseBias(torch.Tensor Values) : AttentionBias;
 /// <param name="Values">The bias.</param>
 public sealed record KeyBias(torch.Tensor Values) : AttentionBias;
 
-/// <summary>ALiBi (arXiv 2108.12409): minus slope times the distance between the query's aligned position and the key. Gradient supported.</summary>
+/// <summary>ALiBi (arXiv 2108.12409): minus slope times the distance between the query's aligned position and the key. Gradient
+/// supported.</summary>
 /// <param name="Slopes">One slope per query head, <c>[H]</c>; positive for the usual penalty.</param>
 public sealed record AlibiBias(torch.Tensor Slopes) : AttentionBias;
 
-/// <summary>A bias of low rank, query factors times key factors, never multiplied out (arXiv 2505.12044, equation 4). Gradient supported.</summary>
+/// <summary>A bias of low rank, query factors times key factors, never multiplied out (arXiv 2505.12044, equation 4). Gradient
+/// supported.</summary>
 /// <param name="QueryFactors">Broadcastable to <c>[B, H, Nq, R]</c>.</param>
 /// <param name="KeyFactors">Broadcastable to <c>[B, H, Nk, R]</c>.</param>
 public sealed record LowRankBias(torch.Tensor QueryFactors, torch.Tensor KeyFactors) : AttentionBias;

@@ -9,7 +9,8 @@ namespace Heed.Edits;
 /// <param name="Kind">The kind of attention in that layer; null: every kind.</param>
 public readonly record struct HeadFactor(int Layer, int Head, double Factor, AttentionKind? Kind = null);
 
-/// <summary>Scales (or, with zero, ablates) the outputs of chosen heads, before the output projection. Calls stay fused; differentiable.</summary>
+/// <summary>Scales (or, with zero, ablates) the outputs of chosen heads, before the output projection. Calls stay fused;
+/// differentiable.</summary>
 public sealed class HeadScaling : AttentionHook
 {
     private readonly HeadFactor[] _factors;
@@ -67,7 +68,8 @@ public sealed class HeadScaling : AttentionHook
             {
                 if (factor.Head >= perHead.Length)
                 {
-                    throw new ArgumentException($"The site '{call.Site}' has heads 0 to {perHead.Length - 1}; the edit scales head {factor.Head}.");
+                    throw new ArgumentException(
+                        $"The site '{call.Site}' has heads 0 to {perHead.Length - 1}; the edit scales head {factor.Head}.");
                 }
 
                 perHead[factor.Head] *= factor.Factor;

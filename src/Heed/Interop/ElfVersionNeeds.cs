@@ -3,7 +3,8 @@ using System.Text;
 
 namespace Heed.Interop;
 
-/// <summary>Edits the version-needs section of a 64-bit little-endian ELF image (System V gABI and the GNU symbol versioning extension).</summary>
+/// <summary>Edits the version-needs section of a 64-bit little-endian ELF image (System V gABI and the GNU symbol versioning
+/// extension).</summary>
 internal static class ElfVersionNeeds
 {
     private const uint GnuVersionNeeds = 0x6ffffffe;
@@ -15,7 +16,8 @@ internal static class ElfVersionNeeds
     /// <summary>More entries than any library has; a chain that goes on is damaged, and following it could take for ever.</summary>
     private const int MostEntries = 1 << 16;
 
-    /// <summary>Marks every requirement of <paramref name="version"/> weak, so that the loader does not refuse the image where it is absent.</summary>
+    /// <summary>Marks every requirement of <paramref name="version"/> weak, so that the loader does not refuse the image where it is
+    /// absent.</summary>
     /// <param name="image">The whole file; changed in place.</param>
     /// <param name="version">The version's name, for example <c>GLIBCXX_3.4.32</c>.</param>
     /// <returns>True if a requirement was found. False for anything that is not such an image or does not ask for the version.</returns>

@@ -6,8 +6,8 @@ namespace Heed.Interop;
 /// <summary>The fused kernels as a differentiable operation. Gradients of gradients are computed through the plain form.</summary>
 internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction>
 {
-    // libtorch copies the handles of returned gradients after the managed callback has returned, and nobody disposes the managed ones: they are kept until
-    // the thread's next backward pass, which also keeps the finalizer from running in between.
+    // libtorch copies the handles of returned gradients after the managed callback has returned, and nobody disposes the managed ones: they
+    // are kept until the thread's next backward pass, which also keeps the finalizer from running in between.
     [ThreadStatic]
     private static List<Tensor>? s_returned;
 
@@ -138,7 +138,8 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
         return gradients;
     }
 
-    /// <summary>Under create_graph the gradients must themselves be differentiable: the call is written out again in libtorch's operations.</summary>
+    /// <summary>Under create_graph the gradients must themselves be differentiable: the call is written out again in libtorch's
+    /// operations.</summary>
     private static Tensor?[] DifferentiablyAgain(Call call, Tensor?[] saved, List<Tensor> outer)
     {
         var inputs = saved[..FusedProblem.Count];

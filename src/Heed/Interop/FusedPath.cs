@@ -2,8 +2,8 @@ using static TorchSharp.torch;
 
 namespace Heed.Interop;
 
-/// <summary>Attention on the CPU without the map. Half precision is converted as it is read and computed in float32, which measures 1.2 to 4 times as fast as libtorch's own
-/// fused attention in bfloat16, even on processors with instructions for it.</summary>
+/// <summary>Attention on the CPU without the map. Half precision is converted as it is read and computed in float32, which measures 1.2 to
+/// 4 times as fast as libtorch's own fused attention in bfloat16, even on processors with instructions for it.</summary>
 internal static class FusedPath
 {
     /// <summary>Whether a call with such a query goes this way.</summary>

@@ -4,8 +4,10 @@ using static TorchSharp.torch;
 
 namespace Heed.Interop;
 
-/// <summary>One attention call in the form the kernels take: float32 tensors with contiguous rows, masks as block masks, lengths as arrays.</summary>
-/// <remarks>Tensors that a gradient may flow to come first and keep their places in <see cref="Tensors"/>, in the saved variables and in the list of gradients.</remarks>
+/// <summary>One attention call in the form the kernels take: float32 tensors with contiguous rows, masks as block masks, lengths as
+/// arrays.</summary>
+/// <remarks>Tensors that a gradient may flow to come first and keep their places in <see cref="Tensors"/>, in the saved variables and in
+/// the list of gradients.</remarks>
 internal sealed unsafe class FusedProblem
 {
     /// <summary>Places in <see cref="Tensors"/>.</summary>
@@ -20,8 +22,8 @@ internal sealed unsafe class FusedProblem
     private readonly long[]? _keyOffsets;
     private readonly int _threads;
 
-    /// <summary>Prepares a call whose inputs and options have been checked. Conversions are ordinary, differentiable libtorch operations; what they create is
-    /// registered with the caller's dispose scope.</summary>
+    /// <summary>Prepares a call whose inputs and options have been checked. Conversions are ordinary, differentiable libtorch operations;
+    /// what they create is registered with the caller's dispose scope.</summary>
     public FusedProblem(in AttentionShape shape, Tensor query, Tensor key, Tensor value, AttentionOptions options)
     {
         _shape = shape;

@@ -12,13 +12,14 @@ namespace Heed.Interop;
 /// TorchSharp alone does not, without a copy of libtorch beside every program.
 /// </summary>
 /// <remarks>
-/// <para>Runs by itself when anything in Heed is first used. A program that calls TorchSharp before Heed calls <see cref="Load"/> first.</para>
-/// <para>libtorch is looked for, in this order, in: the folder that the environment variable <c>HEED_LIBTORCH</c> names; the folder that the file <c>libtorch.path</c>
-/// beside the program names; the folders in which the runtime itself looks for the program's native libraries; the program's own folder and its
-/// <c>runtimes/PLATFORM/native</c>; the NuGet package cache.</para>
-/// <para>The only TorchSharp that is published asks for <c>GLIBCXX_3.4.32</c>, which Debian 12 and Ubuntu 22.04 lack, but uses nothing of it.
-/// There, and only there, a private copy in which that requirement is marked weak is loaded in its place (see <see cref="ElfVersionNeeds"/>).
-/// The package cache is never written to.</para>
+/// <para>Runs by itself when anything in Heed is first used. A program that calls TorchSharp before Heed calls <see cref="Load"/>
+/// first.</para>
+/// <para>libtorch is looked for, in this order, in: the folder that the environment variable <c>HEED_LIBTORCH</c> names; the folder that
+/// the file <c>libtorch.path</c> beside the program names; the folders in which the runtime itself looks for the program's native
+/// libraries; the program's own folder and its <c>runtimes/PLATFORM/native</c>; the NuGet package cache.</para>
+/// <para>The only TorchSharp that is published asks for <c>GLIBCXX_3.4.32</c>, which Debian 12 and Ubuntu 22.04 lack, but uses nothing of
+/// it. There, and only there, a private copy in which that requirement is marked weak is loaded in its place (see
+/// <see cref="ElfVersionNeeds"/>). The package cache is never written to.</para>
 /// </remarks>
 public static class NativeLibraries
 {

@@ -37,8 +37,8 @@ internal static unsafe partial class TensorMemory
     /// <summary>Whether the elements of a row lie side by side.</summary>
     public static bool HasContiguousRows(Tensor tensor) => tensor.stride(3) == 1 || tensor.size(3) <= 1;
 
-    /// <summary>An uninitialized float32 tensor <c>[B, H, N, width]</c> that lies in memory as another does: with heads inside tokens where that one has them so,
-    /// which makes the reshape to <c>[B, N, H * width]</c> that follows free.</summary>
+    /// <summary>An uninitialized float32 tensor <c>[B, H, N, width]</c> that lies in memory as another does: with heads inside tokens where
+    /// that one has them so, which makes the reshape to <c>[B, N, H * width]</c> that follows free.</summary>
     public static Tensor EmptyLike(Tensor like, long width)
     {
         var (batch, heads, length) = (like.size(0), like.size(1), like.size(2));

@@ -12,8 +12,8 @@ internal interface IPairSource
     ulong Word(int row, long key, int count);
 }
 
-/// <summary>Collects the lists of a block mask in order: by batch, head, query block, then ascending key blocks. Blocks without a pair are left out, blocks with
-/// every pair become full.</summary>
+/// <summary>Collects the lists of a block mask in order: by batch, head, query block, then ascending key blocks. Blocks without a pair are
+/// left out, blocks with every pair become full.</summary>
 internal sealed class BlockMaskBuilder
 {
     private readonly int _batches, _heads;

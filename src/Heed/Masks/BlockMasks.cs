@@ -27,7 +27,8 @@ public static class BlockMasks
     /// <param name="keys">Number of keys, from 1.</param>
     /// <param name="before">How many keys before its own position a query sees; null: all.</param>
     /// <param name="after">How many keys after its own position a query sees; null: all that <paramref name="causal"/> allows.</param>
-    /// <param name="causal">How queries and keys are aligned, and whether keys after the query's position are seen (aligned to the end where <see cref="Causality.None"/>).</param>
+    /// <param name="causal">How queries and keys are aligned, and whether keys after the query's position are seen (aligned to the end
+    /// where <see cref="Causality.None"/>).</param>
     /// <param name="queryBlock">Queries per block.</param>
     /// <param name="keyBlock">Keys per block.</param>
     /// <exception cref="ArgumentException">A size is less than 1, or a window negative.</exception>
@@ -36,7 +37,8 @@ public static class BlockMasks
     {
         if (before < 0 || after < 0)
         {
-            throw new ArgumentException("A window counts tokens from 0 on; leave it null for no window.", before < 0 ? nameof(before) : nameof(after));
+            throw new ArgumentException(
+                "A window counts tokens from 0 on; leave it null for no window.", before < 0 ? nameof(before) : nameof(after));
         }
 
         var selection = new KeySelection(queries, keys, queryBlock: queryBlock, keyBlock: keyBlock);
@@ -51,20 +53,24 @@ public static class BlockMasks
     }
 
     /// <summary>The block mask of a boolean tensor. Blocks without a true pair are not listed and cost nothing.</summary>
-    /// <param name="mask">Boolean, broadcastable to <c>[B, H, Nq, Nk]</c>, true where the query may attend. Dimensions of size one stay shared.</param>
+    /// <param name="mask">Boolean, broadcastable to <c>[B, H, Nq, Nk]</c>, true where the query may attend. Dimensions of size one stay
+    /// shared.</param>
     /// <param name="queries">Number of queries; null: the mask's own.</param>
     /// <param name="keys">Number of keys; null: the mask's own.</param>
     /// <param name="within">A block mask that the result is intersected with, whose blocks and biases it takes; null: none.</param>
     /// <param name="queryBlock">Queries per block, where <paramref name="within"/> does not say.</param>
     /// <param name="keyBlock">Keys per block, where <paramref name="within"/> does not say.</param>
-    /// <exception cref="ArgumentException">The mask is not boolean, has more than four dimensions or none of its sizes fit, or nothing is covered.</exception>
+    /// <exception cref="ArgumentException">The mask is not boolean, has more than four dimensions or none of its sizes fit, or nothing is
+    /// covered.</exception>
     public static unsafe BlockMask FromTensor(
         Tensor mask, long? queries = null, long? keys = null, BlockMask? within = null, int queryBlock = DefaultBlock, int keyBlock = DefaultBlock)
     {
         ArgumentNullException.ThrowIfNull(mask);
         if (mask.dtype != ScalarType.Bool || mask.dim() is < 2 or > 4)
         {
-            throw new ArgumentException($"A mask is boolean with two to four dimensions, [B, H, Nq, Nk]; {mask.dtype} {AttentionShape.Text(mask)} was given.", nameof(mask));
+            throw new ArgumentException(
+                $"A mask is boolean with two to four dimensions, [B, H, Nq, Nk]; {mask.dtype} {AttentionShape.Text(mask)} was "
+                + "given.", nameof(mask));
         }
 
         using var scope = NewDisposeScope();
@@ -76,7 +82,8 @@ public static class BlockMasks
         var (rows, columns) = (queries ?? mask.size(2), keys ?? mask.size(3));
         if ((mask.size(2) != 1 && mask.size(2) != rows) || (mask.size(3) != 1 && mask.size(3) != columns))
         {
-            throw new ArgumentException($"The mask {AttentionShape.Text(mask)} does not broadcast to {rows} queries and {columns} keys.", nameof(mask));
+            throw new ArgumentException(
+                $"The mask {AttentionShape.Text(mask)} does not broadcast to {rows} queries and {columns} keys.", nameof(mask));
         }
 
         // One row of bytes at a time is read: only the keys must lie side by side.
@@ -124,7 +131,8 @@ public static class BlockMasks
         return selection.Build();
     }
 
-    /// <summary>The block mask of a predicate, which is asked about every pair once. The pairs are kept as bits: the call needs no predicate any more.</summary>
+    /// <summary>The block mask of a predicate, which is asked about every pair once. The pairs are kept as bits: the call needs no
+    /// predicate any more.</summary>
     /// <typeparam name="TMask">The predicate.</typeparam>
     /// <param name="predicate">The predicate; its <see cref="ScoreRow.Position"/> is aligned as <paramref name="alignment"/> says.</param>
     /// <param name="batches">1 where all batch items share the mask, or the batch size.</param>
@@ -158,7 +166,8 @@ public static class BlockMasks
         return builder.Build();
     }
 
-    /// <summary>A block mask of full blocks chosen at random, every query block with the same number of key blocks (at least one) up to rounding.</summary>
+    /// <summary>A block mask of full blocks chosen at random, every query block with the same number of key blocks (at least one) up to
+    /// rounding.</summary>
     /// <param name="queries">Number of queries, from 1.</param>
     /// <param name="keys">Number of keys, from 1.</param>
     /// <param name="density">Share of the blocks that is listed, above 0 and at most 1.</param>
@@ -225,7 +234,8 @@ public static class BlockMasks
         }
     }
 
-    /// <summary>The rows of a query block as bits, read row after row as they lie in memory: block after block would touch a page a row.</summary>
+    /// <summary>The rows of a query block as bits, read row after row as they lie in memory: block after block would touch a page a
+    /// row.</summary>
     private readonly struct PackedRows(int rows, long keys) : IPairSource
     {
         private readonly int _perRow = checked((int)((keys + 63) / 64));

@@ -4,8 +4,9 @@ using static TorchSharp.torch;
 namespace Heed.Masks;
 
 /// <summary>
-/// Which keys each query attends to, collected in any order and in the three ways in which selectors speak: key blocks per query block, inclusive intervals per
-/// query, index sets per query. What is selected twice counts once. Becomes the <see cref="BlockMask"/> that the kernels read.
+/// Which keys each query attends to, collected in any order and in the three ways in which selectors speak: key blocks per query block,
+/// inclusive intervals per query, index sets per query. What is selected twice counts once. Becomes the <see cref="BlockMask"/> that the
+/// kernels read.
 /// </summary>
 public sealed class KeySelection
 {
@@ -60,7 +61,8 @@ public sealed class KeySelection
     /// <param name="head">The head.</param>
     /// <param name="queryBlock">The query block.</param>
     /// <param name="keyBlocks">Key blocks in any order; -1 stands for none.</param>
-    /// <param name="bias">Added to the scores of these blocks. Selecting a block again, in whatever way, with another bias is an error.</param>
+    /// <param name="bias">Added to the scores of these blocks. Selecting a block again, in whatever way, with another bias is an
+    /// error.</param>
     /// <exception cref="ArgumentException">There is no such batch item, head or block, or the block has another bias.</exception>
     public void AddBlocks(int batch, int head, int queryBlock, ReadOnlySpan<int> keyBlocks, float bias = 0)
     {
@@ -79,12 +81,15 @@ public sealed class KeySelection
 
             if ((uint)keyBlock >= (uint)KeyBlocks)
             {
-                throw new ArgumentException($"The selection has key blocks 0 to {KeyBlocks - 1} (and -1 for none), not {keyBlock}.", nameof(keyBlocks));
+                throw new ArgumentException(
+                    $"The selection has key blocks 0 to {KeyBlocks - 1} (and -1 for none), not {keyBlock}.", nameof(keyBlocks));
             }
 
             if (row.TryGetValue(keyBlock, out var known) && known.Bias != bias)
             {
-                throw new ArgumentException($"Key block {keyBlock} is already selected for query block {queryBlock} with the bias {known.Bias}, not {bias}.", nameof(bias));
+                throw new ArgumentException(
+                    $"Key block {keyBlock} is already selected for query block {queryBlock} with the bias {known.Bias}, not "
+                    + $"{bias}.", nameof(bias));
             }
 
             row[keyBlock] = new(null, bias);
@@ -186,7 +191,9 @@ public sealed class KeySelection
         var (to, otherBatches, otherHeads, otherRows, otherCount) = Integers(last, nameof(last));
         if ((batches, heads, rows, count) != (otherBatches, otherHeads, otherRows, otherCount))
         {
-            throw new ArgumentException($"First and last keys have one shape; {AttentionShape.Text(first)} and {AttentionShape.Text(last)} were given.", nameof(last));
+            throw new ArgumentException(
+                $"First and last keys have one shape; {AttentionShape.Text(first)} and {AttentionShape.Text(last)} were "
+                + "given.", nameof(last));
         }
 
         var selection = new KeySelection(rows, keys, batches, heads, queryBlock, keyBlock);
@@ -260,7 +267,8 @@ public sealed class KeySelection
         ArgumentNullException.ThrowIfNull(values);
         if (values.dtype is not (ScalarType.Int64 or ScalarType.Int32) || values.dim() != 4)
         {
-            throw new ArgumentException($"A selection is int64 or int32 [B, H, rows, n]; {values.dtype} {AttentionShape.Text(values)} was given.", name);
+            throw new ArgumentException(
+                $"A selection is int64 or int32 [B, H, rows, n]; {values.dtype} {AttentionShape.Text(values)} was given.", name);
         }
 
         using var wide = values.to(ScalarType.Int64);
@@ -275,7 +283,8 @@ public sealed class KeySelection
     {
         if ((uint)batch >= (uint)Batches || (uint)head >= (uint)Heads)
         {
-            throw new ArgumentException($"The selection has {Batches} batch items and {Heads} heads; item {batch} and head {head} do not exist.", nameof(batch));
+            throw new ArgumentException(
+                $"The selection has {Batches} batch items and {Heads} heads; item {batch} and head {head} do not exist.", nameof(batch));
         }
 
         return _rows[(((batch * Heads) + head) * QueryBlocks) + queryBlock] ??= [];

@@ -7,7 +7,8 @@ namespace Heed.Probes;
 /// <param name="Rows">Query rows, negative ones counted from the end (-1: the last); null: all.</param>
 public sealed record AttentionMapRequest(IReadOnlyList<int>? Heads = null, IReadOnlyList<long>? Rows = null);
 
-/// <summary>Attention maps of chosen sites, heads and rows, within a budget of bytes. The calls stay fused: only what was chosen is computed again.</summary>
+/// <summary>Attention maps of chosen sites, heads and rows, within a budget of bytes. The calls stay fused: only what was chosen is
+/// computed again.</summary>
 public sealed class AttentionMapProbe : AttentionHook, IDisposable
 {
     private readonly Func<AttentionSite, AttentionMapRequest?> _wanted;
@@ -18,7 +19,8 @@ public sealed class AttentionMapProbe : AttentionHook, IDisposable
     /// <summary>Initializes a probe of the same heads and rows at every chosen site.</summary>
     /// <param name="request">Heads and rows; null: all.</param>
     /// <param name="at">Chooses the sites; null: all.</param>
-    /// <param name="budget">The most bytes that the kept maps take together. A map that does not fit is not computed but listed in <see cref="LeftOut"/>.</param>
+    /// <param name="budget">The most bytes that the kept maps take together. A map that does not fit is not computed but listed in
+    /// <see cref="LeftOut"/>.</param>
     public AttentionMapProbe(AttentionMapRequest? request = null, Func<AttentionSite, bool>? at = null, long budget = 256L << 20)
         : this(site => at is null || at(site) ? request ?? new() : null, budget)
     {
@@ -51,9 +53,10 @@ public sealed class AttentionMapProbe : AttentionHook, IDisposable
     /// <summary>The sites whose map did not fit the budget.</summary>
     public IReadOnlyList<AttentionSite> LeftOut => _leftOut;
 
-    /// <summary>The map of a site's latest call, <c>[B, heads, rows, Nk]</c>, in the call's dtype. It is the probe's: valid until the site's next call,
-    /// <see cref="Clear"/> or <see cref="Dispose"/>.</summary>
-    /// <exception cref="KeyNotFoundException">The site was not called while the probe was installed, or its map did not fit the budget.</exception>
+    /// <summary>The map of a site's latest call, <c>[B, heads, rows, Nk]</c>, in the call's dtype. It is the probe's: valid until the
+    /// site's next call, <see cref="Clear"/> or <see cref="Dispose"/>.</summary>
+    /// <exception cref="KeyNotFoundException">The site was not called while the probe was installed, or its map did not fit the
+    /// budget.</exception>
     public torch.Tensor this[AttentionSite site] => _maps.TryGetValue(site, out var map)
         ? map
         : throw new KeyNotFoundException(_leftOut.Contains(site)
@@ -129,7 +132,8 @@ public sealed class AttentionMapProbe : AttentionHook, IDisposable
             counted[i] = rows[i] < 0 ? rows[i] + queries : rows[i];
             if (counted[i] < 0 || counted[i] >= queries)
             {
-                throw new ArgumentException($"The call at the site '{site}' has {queries} query rows; the map probe asks for row {rows[i]}.");
+                throw new ArgumentException(
+                    $"The call at the site '{site}' has {queries} query rows; the map probe asks for row {rows[i]}.");
             }
         }
 

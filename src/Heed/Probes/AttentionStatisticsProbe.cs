@@ -2,8 +2,8 @@ using TorchSharp;
 
 namespace Heed.Probes;
 
-/// <summary>Statistics of all heads at chosen or all sites, computed without the map: entropy, largest weight and its key, mean distance, mass on a key set,
-/// largest weights of every row, mass received per key.</summary>
+/// <summary>Statistics of all heads at chosen or all sites, computed without the map: entropy, largest weight and its key, mean distance,
+/// mass on a key set, largest weights of every row, mass received per key.</summary>
 /// <example>
 /// <code>
 /// using var probe = AttentionStatisticsProbe.OfEverything(topCount: 8);
@@ -40,11 +40,13 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
     /// <summary>The sites seen, in the order of their first call.</summary>
     public IReadOnlyList<AttentionSite> Sites => _sites;
 
-    /// <summary>The statistics of a site's latest call. The tensors are the probe's: valid until the site's next call, <see cref="Clear"/> or <see cref="Dispose"/>.</summary>
+    /// <summary>The statistics of a site's latest call. The tensors are the probe's: valid until the site's next call, <see cref="Clear"/>
+    /// or <see cref="Dispose"/>.</summary>
     /// <exception cref="KeyNotFoundException">The site was not called while the probe was installed.</exception>
     public AttentionStatistics this[AttentionSite site] => _results.TryGetValue(site, out var found)
         ? found
-        : throw new KeyNotFoundException($"No attention call was observed at the site '{site}': run the model while the probe is installed.");
+        : throw new KeyNotFoundException(
+            $"No attention call was observed at the site '{site}': run the model while the probe is installed.");
 
     /// <summary>A probe of everything, with the first key as the key set (the usual attention sink).</summary>
     /// <param name="topCount">How many of the largest weights of every row; 0 to 64.</param>

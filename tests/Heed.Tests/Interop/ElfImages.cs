@@ -11,7 +11,8 @@ internal static class ElfImages
     /// <summary>Where the flags of the requirement with that index stand.</summary>
     public static int FlagsAt(int index) => Header + Entry + (index * Entry) + 4;
 
-    /// <summary>Where the file offset of the version needs stands, in an image of so many versions of the length of <c>GLIBCXX_3.4.32</c>.</summary>
+    /// <summary>Where the file offset of the version needs stands, in an image of so many versions of the length of
+    /// <c>GLIBCXX_3.4.32</c>.</summary>
     public static int NeedsOffsetAt(int versions) => Header + Entry + (versions * Entry) + 1 + (versions * 15) + SectionHeader + 0x18;
 
     /// <summary>A 64-bit little-endian image that needs the versions from one library.</summary>

@@ -101,7 +101,8 @@ public sealed class BlockMasksTests
     {
         using var scope = NewDisposeScope();
         Assert.Contains("boolean", Assert.Throws<ArgumentException>(() => BlockMasks.FromTensor(zeros(3, 3))).Message);
-        Assert.Contains("broadcast", Assert.Throws<ArgumentException>(() => BlockMasks.FromTensor(zeros(3, 3, ScalarType.Bool), 4, 3)).Message);
+        Assert.Contains(
+            "broadcast", Assert.Throws<ArgumentException>(() => BlockMasks.FromTensor(zeros(3, 3, ScalarType.Bool), 4, 3)).Message);
         Assert.Throws<ArgumentException>(() => BlockMasks.FromTensor(zeros([1, 1, 1, 3, 3], ScalarType.Bool)));
         Assert.Throws<ArgumentException>(() => BlockMasks.FromTensor(zeros(0, 3, ScalarType.Bool)));
         Assert.Throws<ArgumentException>(() => BlockMasks.Causal(0, 3));

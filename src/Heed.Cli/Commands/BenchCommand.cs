@@ -18,7 +18,7 @@ internal static class BenchCommand
             Arity = ArgumentArity.ZeroOrMore,
         };
         var threads = new Option<int[]>("--threads") { Description = "Numbers of threads to measure with. Default: 1 and every processor.", AllowMultipleArgumentsPerToken = true };
-        var page = new Option<string?>("--out") { Description = "The page to write. Default: docs/benchmarks.md, and none with --quick.", HelpName = "FILE" };
+        var page = new Option<string?>("--out") { Description = "The page to write. Default: docs/benchmarks.md where there is a folder docs; none with --quick.", HelpName = "FILE" };
         var quick = new Option<bool>("--quick") { Description = "Small shapes and short measurements, to see that everything runs." };
         var json = CommandExtensions.JsonOption();
         names.AcceptOnlyFromAmong([.. BenchmarkFamily.All.Select(family => family.Name)]);
@@ -40,7 +40,7 @@ internal static class BenchCommand
                     throw new ArgumentException("--threads takes numbers of threads from 1 up.");
                 }
 
-                Run(chosen, counts, result.GetValue(page) ?? (isQuick ? null : Path.Combine("docs", "benchmarks.md")), isQuick, result.GetValue(json), terminal, cancellation);
+                Run(chosen, counts, result.GetValue(page) ?? (isQuick || !Directory.Exists("docs") ? null : Path.Combine("docs", "benchmarks.md")), isQuick, result.GetValue(json), terminal, cancellation);
                 return ExitCode.Success;
             }, usesLibTorch: false);
     }
@@ -63,6 +63,8 @@ internal static class BenchCommand
             var rows = new List<BenchmarkResult>();
             foreach (var count in limits.Keys)
             {
+                // Before the family makes anything: what it prepares (a graph to go back through) keeps the number of threads that it was made with.
+                TorchSharp.torch.set_num_threads(count);
                 foreach (var row in family.Run(new(count, quick, limits[count], cancellation)))
                 {
                     rows.Add(row);

@@ -1,5 +1,3 @@
-using TorchSharp;
-
 namespace Heed.Lab.Benchmarks;
 
 /// <summary>What a family of benchmarks needs to run.</summary>
@@ -23,7 +21,6 @@ public sealed record BenchmarkContext(int Threads, bool Quick, MachineLimits Lim
     internal BenchmarkResult Row(
         string name, string shape, Action ours, string peerName, Action? peer, Aim? aim = null, double? gigaflop = null, double? gigabytes = null)
     {
-        torch.set_num_threads(Threads);
         var (time, peerTime, ratio) = PairedTimer.Measure(ours, peer, Budget, Cancellation);
         var growth = PairedTimer.PeakGrowth(ours);
         double? fraction = (gigaflop, gigabytes) switch

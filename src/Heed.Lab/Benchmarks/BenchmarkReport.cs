@@ -58,7 +58,8 @@ public static class BenchmarkReport
 
             Written by `heed bench`; every figure is one that it measured. Ours and the peer run in turn in one process with equal threads, float32 unless the row
             says otherwise; times are medians after a warm-up, the ratio is the median of peer / ours (above 1: ours is faster). The share of the limit is of the multiply-adds
-            or the read bandwidth that the same run measured. Peak memory is the growth of the resident set during one call. Shared machines are noisy: read ratios, not times.
+            or the read bandwidth that the same run measured. Peak memory is the growth of the resident set during one call after the warm-up, when pooled workspaces exist. Shared machines are noisy: read ratios, not times.
+            What falls short of its aim, and why: [speed](speed.md).
 
             """);
         foreach (var run in runs)

@@ -114,7 +114,8 @@ public sealed class HeedCommandTests(TinyModelFolder folder) : IClassFixture<Tin
         using var process = Shell.Start(["inspect", "--model", folder.Model, "--text", "-", "--out", report]);
         // It waits for standard input, which nobody closes; the signal must come after it has begun to listen for signals.
         await Task.Delay(2500, TestContext.Current.CancellationToken);
-        using (var kill = Process.Start("kill", ["-INT", $"{process.Id}"]))
+        // SIGTERM, which the tool treats as Ctrl+C: a test run that was itself started in the background has SIGINT ignored, and its children inherit that.
+        using (var kill = Process.Start("kill", ["-TERM", $"{process.Id}"]))
         {
             await kill.WaitForExitAsync(TestContext.Current.CancellationToken);
         }

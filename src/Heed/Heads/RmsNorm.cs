@@ -1,3 +1,4 @@
+using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -8,7 +9,8 @@ namespace Heed.Heads;
 public sealed class RmsNorm : nn.Module<Tensor, Tensor>
 {
     private readonly Parameter weight;
-    private readonly double _epsilon;
+    // Held, not converted on the fly: TorchSharp may free a temporary scalar while libtorch still reads it, when another thread collects garbage.
+    private readonly Scalar _epsilon;
 
     /// <summary>Makes a normalisation of vectors of <paramref name="width"/> elements; the weight starts at one.</summary>
     /// <param name="width">Size of the last dimension, at least 1.</param>

@@ -15,6 +15,7 @@ internal static class BenchCommand
         var names = new Argument<string[]>("name")
         {
             Description = $"What to measure: {string.Join(", ", BenchmarkFamily.All.Select(family => family.Name))}. Default: everything.",
+            HelpName = "NAME",
             Arity = ArgumentArity.ZeroOrMore,
         };
         var threads = new Option<int[]>("--threads") { Description = "Numbers of threads to measure with. Default: 1 and every processor.", AllowMultipleArgumentsPerToken = true };

@@ -9,7 +9,7 @@ internal static class PapersCommand
 {
     public static Command Create()
     {
-        var slug = new Argument<string?>("slug") { Description = "One paper; without it, all.", Arity = ArgumentArity.ZeroOrOne };
+        var slug = new Argument<string?>("slug") { Description = "One paper; without it, all.", HelpName = "SLUG", Arity = ArgumentArity.ZeroOrOne };
         slug.CompletionSources.Add(_ => PaperCatalogue.All.Select(paper => new System.CommandLine.Completions.CompletionItem(paper.Slug)));
         var json = CommandExtensions.JsonOption();
         var command = new Command("papers", "List the papers: what each is, where it lives in the code, its claim, the last measured verdict.") { slug, json };

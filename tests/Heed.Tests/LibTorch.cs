@@ -1,12 +1,6 @@
 using System.Runtime.CompilerServices;
 using CsCheck;
 using Heed.Interop;
-using Xunit.Sdk;
-using Xunit.v3;
-
-// TorchSharp lets the collector free a number that it has just passed to native code when another thread starts a collection: see
-// PlainAttention. One thread is safe.
-[assembly: Parallelization(Mode = ParallelMode.None)]
 
 namespace Heed.Tests;
 

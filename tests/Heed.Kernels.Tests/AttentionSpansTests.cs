@@ -95,6 +95,8 @@ public unsafe class AttentionSpansTests
     [Fact]
     public void A_call_allocates_no_more_than_the_kernel_itself()
     {
+        // A collection gives back what is left of the thread's allocation context, 8 KB, which then counts or does not: less than the smallest object in every call.
+        const int Calls = 1000, AllocationContext = 8192;
         var shape = new AttentionShape(1, 2, 64, 64, 16);
         var (q, output) = (new float[2 * 64 * 16], new float[2 * 64 * 16]);
         var options = new AttentionSpanOptions { Threads = 1 };
@@ -102,7 +104,7 @@ public unsafe class AttentionSpansTests
         {
             call();
             var before = GC.GetAllocatedBytesForCurrentThread();
-            for (var i = 0; i < 100; i++)
+            for (var i = 0; i < Calls; i++)
             {
                 call();
             }
@@ -114,7 +116,9 @@ public unsafe class AttentionSpansTests
         {
             var view = new TensorView(numbers, 1, 2, 64, 16);
             var arguments = new AttentionArguments(view, view, view, view with { Data = (nint)result }) { Threads = 1 };
-            Assert.Equal(Allocated(() => FusedAttention.Forward(arguments)), Allocated(() => AttentionSpans.Forward(q, q, q, shape, output, options)));
+            var kernel = Allocated(() => FusedAttention.Forward(arguments));
+            var spans = Allocated(() => AttentionSpans.Forward(q, q, q, shape, output, options));
+            Assert.InRange(spans, kernel - AllocationContext, kernel + AllocationContext);
         }
     }
 

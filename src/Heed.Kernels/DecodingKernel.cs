@@ -544,7 +544,6 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
             TOps.Store(o1, o + TOps.Lanes);
             TOps.Store(o2, o + (2 * TOps.Lanes));
             TOps.Store(o3, o + (3 * TOps.Lanes));
-            upcoming = default;
             TOps.Store(o4, o + (4 * TOps.Lanes));
             TOps.Store(o5, o + (5 * TOps.Lanes));
             TOps.Store(o6, o + (6 * TOps.Lanes));

@@ -31,6 +31,13 @@ public static class Attention
             return ComputeWithHooks(new(site, query, key, value, options), hooks!, stages);
         }
 
+        if (options.Selector is { } selector)
+        {
+            using var scope = torch.NewDisposeScope();
+            var call = selector.Select(query, key, value, options, site);
+            return Compute(call.Query, call.Key, call.Value, call.Options, site).MoveToOuterDisposeScope();
+        }
+
         var shape = AttentionShape.Read(query, key, value);
         shape.Check(options, query);
         return FusedPath.Takes(query)
@@ -52,6 +59,14 @@ public static class Attention
         torch.Tensor query, torch.Tensor key, torch.Tensor value, AttentionOptions? options = null)
     {
         options ??= AttentionOptions.Default;
+        if (options.Selector is { } selector)
+        {
+            using var scope = torch.NewDisposeScope();
+            var call = selector.Select(query, key, value, options);
+            var (output, logSumExp) = ComputePart(call.Query, call.Key, call.Value, call.Options);
+            return (output.MoveToOuterDisposeScope(), logSumExp.MoveToOuterDisposeScope());
+        }
+
         var shape = AttentionShape.Read(query, key, value);
         shape.Check(options, query);
         if (options.Normalizer != Kernels.Normalizer.Softmax)
@@ -99,6 +114,20 @@ public static class Attention
                 {
                     hook.OnInputs(call);
                 }
+            }
+        }
+
+        if (call.Options.Selector is { } selector)
+        {
+            AttentionShape.Read(call.Query, call.Key, call.Value).Check(call.Options, call.Query);
+            call.Options = call.Options with { Selector = null };
+            if ((stages & ~(AttentionStages.Inputs | AttentionStages.Output)) == 0)
+            {
+                selector.Apply(call);
+            }
+            else
+            {
+                selector.ApplyKeepingKeys(call);
             }
         }
 

@@ -32,6 +32,10 @@ public sealed class AttentionCall
     /// <summary>The weights as the hooks left them, where the call materialises the map.</summary>
     internal torch.Tensor? Map { get; set; }
 
+    /// <summary>The pairs that exist by the options' causality, window, masks and lengths, materialised: for pictures, tests and comparisons.</summary>
+    /// <returns>Boolean, broadcastable to <c>[B, H, Nq, Nk]</c>.</returns>
+    public torch.Tensor Pairs() => PlainAttention.Allowed(Query, Key, Options);
+
     /// <summary>The weights of chosen heads and query rows, computed on demand in O(heads * rows * Nk) without materialising the rest.
     /// Where a hook at the site changes scores or weights, they are seen as it leaves them at the stages <see cref="AttentionStages.Map"/>
     /// and <see cref="AttentionStages.Statistics"/>.</summary>

@@ -1,5 +1,6 @@
 using Heed.Biases;
 using Heed.Kernels;
+using Heed.Masks;
 using TorchSharp;
 
 namespace Heed;
@@ -42,6 +43,9 @@ public sealed record AttentionOptions
 
     /// <summary>Which blocks of pairs are computed; null: all.</summary>
     public BlockMask? BlockMask { get; init; }
+
+    /// <summary>Chooses the pairs from the call's queries and keys; null: nobody does. Applied first; everything else holds for what it chose.</summary>
+    public AttentionSelector? Selector { get; init; }
 
     /// <summary>What is added to the scores; empty: nothing. At most one of each kind.</summary>
     public IReadOnlyList<AttentionBias> Biases { get; init; } = [];

@@ -84,6 +84,13 @@ internal static class PlainAttention
         return rows is null || map.shape[2] == 1 ? map : map.index_select(2, tensor(rows.ToArray(), device: map.device));
     }
 
+    /// <summary>The pairs that exist by the options' causality, window, masks and lengths, boolean, broadcastable to <c>[B, H, Nq, Nk]</c>.</summary>
+    public static Tensor Allowed(Tensor query, Tensor key, AttentionOptions options)
+    {
+        using var scope = NewDisposeScope();
+        return Scores(query, key, options).Allowed.MoveToOuterDisposeScope();
+    }
+
     /// <summary>Scores with minus infinity where no pair exists, the pairs, and where queries and keys stand (all broadcast to the
     /// scores).</summary>
     private static ScoreMap Scores(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)

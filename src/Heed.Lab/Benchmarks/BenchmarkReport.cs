@@ -66,11 +66,11 @@ public static class BenchmarkReport
         {
             var family = BenchmarkFamily.All.FirstOrDefault(known => known.Name == run.Family);
             page.Append(CultureInfo.InvariantCulture, $"\n## {run.Family}\n\n{family?.Title ?? run.Family}. Measured {run.Date:yyyy-MM-dd HH:mm} UTC on {run.Machine}.\n{string.Join("; ", run.Limits)}.\n\n");
-            page.Append("| work | shape | threads | ours, ms | peer | peer, ms | ratio | of limit | peak, MB | aim | met |\n|---|---|---:|---:|---|---:|---:|---:|---:|---|---|\n");
+            page.Append("| work | shape | threads | ours, ms | peer | peer, ms | ratio | of limit | peak, MB | exponent | aim | met |\n|---|---|---:|---:|---|---:|---:|---:|---:|---:|---|---|\n");
             foreach (var row in run.Rows)
             {
                 page.Append(CultureInfo.InvariantCulture, $"| {row.Name} | {row.Shape} | {row.Threads} | {Time(row.Milliseconds)} | {row.Peer} | {Time(row.PeerMilliseconds)} | ")
-                    .Append(CultureInfo.InvariantCulture, $"{row.Ratio:0.00} | {row.FractionOfLimit:P0} | {row.PeakBytes / 1e6:0.0} | {row.Aim} | {(row.Met is { } met ? met ? "yes" : "no" : "")} |\n");
+                    .Append(CultureInfo.InvariantCulture, $"{row.Ratio:0.00} | {row.FractionOfLimit:P0} | {row.PeakBytes / 1e6:0.0} | {row.Exponent:0.00} | {row.Aim} | {(row.Met is { } met ? met ? "yes" : "no" : "")} |\n");
             }
         }
 

@@ -14,6 +14,7 @@ namespace Heed.Lab.Benchmarks;
 /// <param name="PeakBytes">Growth of the resident set during one call of ours; null where the system does not tell.</param>
 /// <param name="Aim">The project's aim for the row's figure; null where there is none.</param>
 /// <param name="Met">Whether the aim was met in this run.</param>
+/// <param name="Exponent">For rows about growth: the fitted exponent of time over length.</param>
 public sealed record BenchmarkResult(
     string Name,
     string Shape,
@@ -25,4 +26,5 @@ public sealed record BenchmarkResult(
     [property: JsonPropertyName("fraction_of_limit")] double? FractionOfLimit,
     [property: JsonPropertyName("peak_bytes")] long? PeakBytes,
     string? Aim = null,
-    bool? Met = null);
+    bool? Met = null,
+    double? Exponent = null);

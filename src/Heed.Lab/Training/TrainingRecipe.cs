@@ -21,6 +21,9 @@ public sealed record RecipeOptions
     /// <summary>Whether to go on from the checkpoint of a stopped run.</summary>
     public bool Resume { get; init; }
 
+    /// <summary>The attention to train with, as <c>NAME:option=value,...</c>; null: the recipe's own.</summary>
+    public string? Attention { get; init; }
+
     /// <summary>Text to train on instead of the recipe's own data; null: the recipe's own.</summary>
     public string? TextFile { get; init; }
 }
@@ -34,7 +37,10 @@ public sealed record RecipeResult(IReadOnlyList<string> Files, IReadOnlyList<(st
 public abstract class TrainingRecipe
 {
     /// <summary>All recipes.</summary>
-    public static IReadOnlyList<TrainingRecipe> All { get; } = [new ReaderRecipe()];
+    public static IReadOnlyList<TrainingRecipe> All { get; } =
+    [
+        new ReaderRecipe(),
+    ];
 
     /// <summary>Name on the command line.</summary>
     public abstract string Name { get; }

@@ -1,0 +1,26 @@
+namespace Heed.Lab.Reproductions;
+
+/// <summary>A small honest version of what a paper claims: <c>heed reproduce SLUG</c>. It measures, states its claims with what was expected and what was measured, and lets the numbers
+/// decide. At most ten minutes on two cores; <see cref="ReproductionRun.IsQuick"/> within twenty seconds.</summary>
+public abstract class Reproduction
+{
+    /// <summary>All reproductions.</summary>
+    public static IReadOnlyList<Reproduction> All { get; } =
+    [
+    ];
+
+    /// <summary>The paper.</summary>
+    public abstract string Slug { get; }
+
+    /// <summary>What is done, in one line.</summary>
+    public abstract string Summary { get; }
+
+    /// <summary>Measures and states the claims. Called within a dispose scope, with libtorch's generator seeded.</summary>
+    /// <param name="run">Remembers what was measured, takes claims, tables and figures, and tells of progress and cancellation.</param>
+    public abstract void Run(ReproductionRun run);
+
+    /// <summary>The reproduction of a paper.</summary>
+    /// <exception cref="ArgumentException">There is none; the message lists those that exist.</exception>
+    public static Reproduction Find(string slug) => All.FirstOrDefault(reproduction => string.Equals(reproduction.Slug, slug, StringComparison.OrdinalIgnoreCase))
+        ?? throw new ArgumentException($"There is no reproduction of '{slug}'; there are: {string.Join(", ", All.Select(known => known.Slug))}.", nameof(slug));
+}

@@ -10,7 +10,7 @@ namespace Heed.Lab.Drawing;
 /// <param name="Usage">How to write it with its options.</param>
 /// <param name="Summary">What it is, in one line.</param>
 /// <param name="Build">Builds it for a number of tokens.</param>
-public sealed record DrawableMask(string Name, string Usage, string Summary, Func<MaskSpecification, int, BlockMask> Build)
+public sealed record DrawableMask(string Name, string Usage, string Summary, Func<Specification, int, BlockMask> Build)
 {
     private const string FileName = "FILE.safetensors";
 
@@ -35,7 +35,7 @@ public sealed record DrawableMask(string Name, string Usage, string Summary, Fun
     /// <exception cref="ArgumentException">There is no such mask, or an option is wrong.</exception>
     public static BlockMask Of(string text, int tokens)
     {
-        var specification = MaskSpecification.Parse(text);
+        var specification = Specification.Parse(text);
         var isFile = specification.Name.EndsWith(".safetensors", StringComparison.OrdinalIgnoreCase);
         var mask = All.FirstOrDefault(mask => mask.Name == (isFile ? FileName : specification.Name))
             ?? throw new ArgumentException($"There is no mask '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))}.");
@@ -44,9 +44,9 @@ public sealed record DrawableMask(string Name, string Usage, string Summary, Fun
         return built;
     }
 
-    private static int BlockOf(MaskSpecification mask) => mask.Integer("block", BlockMasks.DefaultBlock, 1);
+    private static int BlockOf(Specification mask) => mask.Integer("block", BlockMasks.DefaultBlock, 1);
 
-    private static BlockMask FromFile(MaskSpecification mask, int tokens)
+    private static BlockMask FromFile(Specification mask, int tokens)
     {
         using var scope = NewDisposeScope();
         using var reader = new SafetensorsReader(mask.Name);

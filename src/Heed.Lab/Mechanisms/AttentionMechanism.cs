@@ -1,5 +1,4 @@
 using Heed.Edits;
-using Heed.Lab.Drawing;
 using Heed.Masks;
 
 namespace Heed.Lab.Mechanisms;
@@ -11,7 +10,7 @@ namespace Heed.Lab.Mechanisms;
 /// <param name="Slug">The paper; null where it is nobody's.</param>
 /// <param name="Create">Reads the options (each must be read, so that a misspelt one is an error) and returns what makes a selector for a layer. Models are causal: defaults suit text.</param>
 public sealed record AttentionMechanism(
-    string Name, string Usage, string Summary, string? Slug, Func<MaskSpecification, Func<AttentionSite, AttentionSelector?>> Create)
+    string Name, string Usage, string Summary, string? Slug, Func<Specification, Func<AttentionSite, AttentionSelector?>> Create)
 {
     private const string DenseLayers = "dense";
 
@@ -26,7 +25,7 @@ public sealed record AttentionMechanism(
     /// <exception cref="ArgumentException">There is no such mechanism, or an option is wrong.</exception>
     public static SelectorEdit Edit(string text)
     {
-        var specification = MaskSpecification.Parse(text);
+        var specification = Specification.Parse(text);
         var mechanism = All.FirstOrDefault(mechanism => mechanism.Name == specification.Name)
             ?? throw new ArgumentException($"There is no attention mechanism '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))}.");
         var dense = specification.Integer(DenseLayers, 0, 0);

@@ -1,25 +1,25 @@
 using System.Globalization;
 
-namespace Heed.Lab.Drawing;
+namespace Heed.Lab;
 
-/// <summary>A mask as named on the command line: <c>name:option=value,option=value</c>. Every option must be read by the mask's builder, so that a misspelt one is an error.</summary>
-public sealed class MaskSpecification
+/// <summary>A mask or a mechanism as named on the command line: <c>name:option=value,option=value</c>. Whoever builds it reads every option that it has, so that a misspelt one is an error.</summary>
+public sealed class Specification
 {
     private readonly Dictionary<string, string> _options;
     private readonly HashSet<string> _read = [];
 
-    private MaskSpecification(string name, Dictionary<string, string> options)
+    private Specification(string name, Dictionary<string, string> options)
     {
         Name = name;
         _options = options;
     }
 
-    /// <summary>The mask's name, or the path of a file.</summary>
+    /// <summary>The name, or the path of a file.</summary>
     public string Name { get; }
 
     /// <summary>Reads a specification.</summary>
     /// <exception cref="ArgumentException">It is not of the form <c>name:option=value,option=value</c>.</exception>
-    public static MaskSpecification Parse(string text)
+    public static Specification Parse(string text)
     {
         // The colon of a Windows drive is no separator.
         var colon = text.IndexOf(':', text.Length > 1 && text[1] == ':' ? 2 : 0);
@@ -29,13 +29,13 @@ public sealed class MaskSpecification
             var equals = part.IndexOf('=');
             if (equals < 1 || equals == part.Length - 1)
             {
-                throw new ArgumentException($"'{part}' in '{text}' is not an option: write a mask as name:option=value,option=value, for example window:w=128.");
+                throw new ArgumentException($"'{part}' in '{text}' is not an option: write name:option=value,option=value, for example window:w=128.");
             }
 
             options[part[..equals].Trim()] = part[(equals + 1)..].Trim();
         }
 
-        return new MaskSpecification((colon < 0 ? text : text[..colon]).Trim(), options);
+        return new Specification((colon < 0 ? text : text[..colon]).Trim(), options);
     }
 
     /// <summary>A whole number of at least <paramref name="minimum"/>.</summary>
@@ -45,7 +45,7 @@ public sealed class MaskSpecification
         var text = Text(option);
         return text is null ? fallback
             : int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out var value) && value >= minimum ? value
-            : throw new ArgumentException($"{option} of the mask '{Name}' is a whole number of at least {minimum}, not '{text}'.");
+            : throw new ArgumentException($"{option} of '{Name}' is a whole number of at least {minimum}, not '{text}'.");
     }
 
     /// <summary>A number.</summary>
@@ -55,7 +55,7 @@ public sealed class MaskSpecification
         var text = Text(option);
         return text is null ? fallback
             : double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out var value) ? value
-            : throw new ArgumentException($"{option} of the mask '{Name}' is a number, not '{text}'.");
+            : throw new ArgumentException($"{option} of '{Name}' is a number, not '{text}'.");
     }
 
     /// <summary>A text; null where it is not given.</summary>
@@ -71,7 +71,7 @@ public sealed class MaskSpecification
     {
         if (_options.Keys.FirstOrDefault(option => !_read.Contains(option)) is { } unknown)
         {
-            throw new ArgumentException($"The mask '{Name}' has no option '{unknown}'; it has: {string.Join(", ", _read.Order(StringComparer.Ordinal))}.");
+            throw new ArgumentException($"'{Name}' has no option '{unknown}'; it has: {string.Join(", ", _read.Order(StringComparer.Ordinal))}.");
         }
     }
 }

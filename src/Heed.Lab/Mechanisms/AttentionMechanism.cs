@@ -18,6 +18,7 @@ public sealed record AttentionMechanism(
     public static IReadOnlyList<AttentionMechanism> All { get; } =
     [
         new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1))),
+        NeighborhoodMechanism.Mechanism,
     ];
 
     /// <summary>The edit that puts a mechanism into a model: install it on the model's hooks.</summary>

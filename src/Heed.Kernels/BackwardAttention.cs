@@ -33,7 +33,7 @@ internal static unsafe class BackwardAttention
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
-        var problem = new CheckedProblem(arguments);
+        var problem = new CheckedProblem(arguments).WithBlockMask();
         Check(problem, gradients);
         switch (problem.Arguments.Normalizer)
         {

@@ -33,7 +33,8 @@ internal static unsafe class BackwardAttention
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
-        var problem = new CheckedProblem(arguments).WithBlockMask();
+        var problem = new CheckedProblem(arguments);
+        problem = typeof(TScore) == typeof(UnmodifiedScore) ? problem : problem.WithBlockMask();
         Check(problem, gradients);
         switch (problem.Arguments.Normalizer)
         {

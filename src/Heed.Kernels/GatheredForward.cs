@@ -14,9 +14,6 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
 {
     private const int BlockRows = 96;
 
-    // Gathering a key and transposing it takes as long as reading it in place for so many rows.
-    private const int FewRows = 2;
-
     // Keys that are asked for before they are read in place.
     private const int SpansAhead = 8;
 
@@ -87,7 +84,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
     private void ComputeBlock(in SequenceSlice slice, int head, long query, int rows)
     {
         var columns = GatheredColumns.OfItem;
-        columns.Find(_problem, slice, head, query, rows, _problem.HasLowRank ? 0 : FewRows);
+        columns.Find(_problem, slice, head, query, rows);
         var block = TakeBlock(slice, head, query, rows, columns);
         if (columns.Count > 0)
         {
@@ -118,16 +115,12 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
         var rowWidth = columns.Spans > 0 ? Workspace.Lines(_problem.Width) : 0;
         var keyCopy = columns.Spans > 0 && _problem.Width % TOps.Lanes != 0 ? TileColumns * rowWidth : 0;
         var valueCopy = columns.Spans > 0 && _problem.ValueWidth % TOps.Lanes != 0 ? (long)TileColumns * outputStride : 0;
-        var memory = Workspace.OfItem.Take((2 * tile) + (5 * TileColumns) + output + sums + largest + strips + keyPanels + values + rowWidth + keyCopy + valueCopy);
+        var memory = Workspace.OfItem.Take((2 * tile) + GatheredTile.Floats + output + sums + largest + strips + keyPanels + values + rowWidth + keyCopy + valueCopy);
         var block = new Block { Slice = slice, Head = head, Query = query, Rows = rows, Padded = (int)padded, OutputStride = outputStride, RowWidth = (int)rowWidth };
         block.Scores = memory;
         block.Unweighed = block.Scores + tile;
-        block.Tile.Keys = (int*)(block.Unweighed + tile);
-        block.Tile.FirstRows = (float*)block.Tile.Keys + TileColumns;
-        block.Tile.EndRows = block.Tile.FirstRows + TileColumns;
-        block.Tile.Distances = block.Tile.EndRows + TileColumns;
-        block.Tile.KeyBiases = block.Tile.Distances + TileColumns;
-        block.Output = block.Tile.KeyBiases + TileColumns;
+        block.Tile = GatheredTile.Create(block.Unweighed + tile);
+        block.Output = block.Unweighed + tile + GatheredTile.Floats;
         block.Sums = block.Output + output;
         block.Largest = block.Sums + sums;
         block.Strips = block.Largest + largest;
@@ -138,9 +131,6 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
         block.ValueCopy = block.KeyCopy + keyCopy;
         new Span<float>(block.Output, checked((int)(output + sums))).Clear();
         new Span<float>(block.Largest, (int)all).Fill(float.NegativeInfinity);
-
-        // The last vector of a tile reads what lies past its columns; what it finds there is masked.
-        new Span<float>(block.Tile.Distances, 2 * TileColumns).Clear();
         return block;
     }
 
@@ -188,17 +178,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
         ref readonly var a = ref _problem.Arguments;
         var width = Packing.PanelWidth<TVector, TOps>();
         var tile = block.Tile;
-        columns.Keys.Slice(first, count).CopyTo(new(tile.Keys, count));
-        var firstRows = columns.FirstRows.Slice(first, count);
-        var endRows = columns.EndRows.Slice(first, count);
-        for (var i = 0; i < count; i++)
-        {
-            (tile.FirstRows[i], tile.EndRows[i]) = (firstRows[i], endRows[i]);
-        }
-
-        new Span<float>(tile.FirstRows + count, TileColumns - count).Fill(float.PositiveInfinity);
-        new Span<float>(tile.EndRows + count, TileColumns - count).Clear();
-        block.Tile.Count = count;
+        block.Tile.Take(columns, first, count);
         var head = _problem.KeyHeadOf(block.Head);
         for (var column = 0; column < count; column += width)
         {

@@ -4,6 +4,9 @@ namespace Heed.Kernels;
 /// narrow the rows that read a key, so that nothing else is left to mask.</summary>
 internal sealed class GatheredColumns
 {
+    // Gathering a key and transposing it takes as long as reading it in place for so many rows.
+    private const int FewRows = 2;
+
     [ThreadStatic]
     private static GatheredColumns? t_ofItem;
 
@@ -44,10 +47,12 @@ internal sealed class GatheredColumns
     /// <param name="head">The query head.</param>
     /// <param name="query">First query, within the sequence.</param>
     /// <param name="rows">Number of queries, at least one.</param>
-    /// <param name="fewRows">Runs that no more of the queries read become spans.</param>
-    public void Find(CheckedProblem problem, in SequenceSlice slice, int head, long query, int rows, int fewRows)
+    public void Find(CheckedProblem problem, in SequenceSlice slice, int head, long query, int rows)
     {
         (Count, Spans) = (0, 0);
+
+        // What is read in place has no low-rank factors beside it.
+        var fewRows = problem.HasLowRank ? 0 : FewRows;
         if (_firstSpans.Length < rows)
         {
             Array.Resize(ref _firstSpans, rows);

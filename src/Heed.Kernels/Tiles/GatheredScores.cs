@@ -5,6 +5,9 @@ namespace Heed.Kernels;
 /// <summary>A tile of gathered columns: what the scores of a column depend on beside query and key, in arrays of up to <see cref="MicroKernel.ScoreColumns"/> floats.</summary>
 internal unsafe struct GatheredTile
 {
+    /// <summary>Floats of memory that a tile takes.</summary>
+    public const long Floats = 5 * MicroKernel.ScoreColumns;
+
     /// <summary>Key of each column, within the sequence.</summary>
     public int* Keys;
 
@@ -22,6 +25,35 @@ internal unsafe struct GatheredTile
 
     /// <summary>The per-key bias of each column; only where there is one.</summary>
     public float* KeyBiases;
+
+    /// <summary>Lays out a tile.</summary>
+    public static GatheredTile Create(float* memory)
+    {
+        const int columns = MicroKernel.ScoreColumns;
+
+        // The last vector reads what lies past the columns; what it finds there is masked.
+        new Span<float>(memory, (int)Floats).Clear();
+        return new()
+        {
+            Keys = (int*)memory, FirstRows = memory + columns, EndRows = memory + (2 * columns), Distances = memory + (3 * columns), KeyBiases = memory + (4 * columns),
+        };
+    }
+
+    /// <summary>Takes some columns of a block.</summary>
+    public void Take(GatheredColumns columns, int first, int count)
+    {
+        columns.Keys.Slice(first, count).CopyTo(new(Keys, count));
+        var firstRows = columns.FirstRows.Slice(first, count);
+        var endRows = columns.EndRows.Slice(first, count);
+        for (var i = 0; i < count; i++)
+        {
+            (FirstRows[i], EndRows[i]) = (firstRows[i], endRows[i]);
+        }
+
+        new Span<float>(FirstRows + count, MicroKernel.ScoreColumns - count).Fill(float.PositiveInfinity);
+        new Span<float>(EndRows + count, MicroKernel.ScoreColumns - count).Clear();
+        Count = count;
+    }
 }
 
 /// <summary>Scores of gathered columns: what <see cref="ScoreTile{TVector, TOps, TScore, TMask}"/> does for consecutive keys.</summary>

@@ -62,7 +62,10 @@ public static class PaperCatalogue
             "Accuracy over frozen encoders rises by up to about 20 %, for example from 61.7 to 80.6 on CIFAR-100 features."),
         new("generalized-neighborhood-attention", "Generalized Neighborhood Attention: Multi-dimensional Sparse Attention at the Speed of Light", "2504.16922", 2025, Room.Masks,
             "Every query of a 1-, 2- or 3-D grid sees a box of keys; stride, dilation and causality per axis.",
-            "Image and video generators run 28 to 46 % faster end to end without fine-tuning."),
+            "Image and video generators run 28 to 46 % faster end to end without fine-tuning.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/NeighborhoodAttention.cs",
+        },
         new("headhunter", "Fine-Grained Perturbation Guidance via Attention Head Selection", "2506.10978", 2025, Room.Edits,
             "Guides diffusion away from a copy of the model in which chosen heads attend only to themselves.",
             "Heads chosen greedily lift PickScore from 19.66 to 20.70 on unseen prompts; the best 6 of 24 match or beat whole-layer guidance in FID."),

@@ -138,7 +138,10 @@ public static class PaperCatalogue
             "Regularised attention flow is needed: 8.5 mAR on CODA, 10.1 with head weights, 2.2 for the plain map and 0.1 for plain flow."),
         new("vmoba", "VMoBA: Mixture-of-Block Attention for Video Diffusion Models", "2506.23858", 2025, Room.Masks,
             "Queries choose key blocks cut along time, space or both, from one pool per head, up to a share of similarity.",
-            "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench)."),
+            "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/MixtureOfBlocks.cs",
+        },
     ];
 
     /// <summary>The paper of a slug.</summary>

@@ -23,6 +23,10 @@ public static class GoldenVerifier
         new Qwen3ForCausalLM(),
         new GatedAttentionVariant(),
         new SinkStatistics(),
+        new MixtureOfBlocksOperation(),
+        new BlockPartitionOperation(),
+        new VMoBALayerOperation(),
+        new TheoreticalFlopsOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -15,7 +15,8 @@ public static class BlockSummaries
     public static Tensor Mean(Tensor tokens, long blockSize, IReadOnlyList<long>? sequenceOffsets = null)
     {
         ArgumentNullException.ThrowIfNull(tokens);
-        var length = tokens.size(-2);
+        var axis = (int)tokens.dim() - 2;
+        var length = tokens.size(axis);
         CheckBlock(blockSize, nameof(blockSize));
         sequenceOffsets ??= [0, length];
         CheckOffsets(sequenceOffsets, length);
@@ -28,16 +29,16 @@ public static class BlockSummaries
             var whole = (end - start) / blockSize;
             if (whole > 0)
             {
-                parts.Add(wide.narrow(-2, start, whole * blockSize).unflatten(-2, [whole, blockSize]).mean([-2L]));
+                parts.Add(wide.narrow(axis, start, whole * blockSize).unflatten(axis, [whole, blockSize]).mean([-2L]));
             }
 
             if (start + (whole * blockSize) < end)
             {
-                parts.Add(wide.narrow(-2, start + (whole * blockSize), end - start - (whole * blockSize)).mean([-2L], keepdim: true));
+                parts.Add(wide.narrow(axis, start + (whole * blockSize), end - start - (whole * blockSize)).mean([-2L], keepdim: true));
             }
         }
 
-        return (parts.Count == 1 ? parts[0].alias() : cat(parts, -2)).MoveToOuterDisposeScope();
+        return (parts.Count == 1 ? parts[0].alias() : cat(parts, axis)).MoveToOuterDisposeScope();
     }
 
     /// <summary>The importance of key blocks for query blocks by sampled maxima (arXiv 2512.04025): a few tokens of every block are scored against each other; a block pair counts by its largest score relative to the

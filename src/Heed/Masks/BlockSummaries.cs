@@ -98,7 +98,7 @@ public static class BlockSummaries
     /// <param name="block">Tokens of a block, a multiple of the stride.</param>
     /// <param name="stride">Tokens that one product stands for, from 1.</param>
     /// <param name="chunk">Queries and keys are filled up by zeros to a multiple of this, itself a multiple of the block.</param>
-    /// <param name="isCausal">Whether strides of keys after the query's are left out, and the filling with them. If not, the filling takes its share of the softmax.</param>
+    /// <param name="isCausal">Whether strides of keys after the query's are left out, and the filling with them. If not, the filling takes its share of the softmax. Rows of filling are zero either way.</param>
     /// <returns><c>[B, H, ceil(N / block), ceil(N / block)]</c>, float32 or wider. No gradient.</returns>
     /// <exception cref="ArgumentException">Shapes do not fit together, or the block, stride and chunk do not divide each other.</exception>
     public static Tensor AntidiagonalSum(Tensor query, Tensor key, long block, long stride, long chunk, bool isCausal)
@@ -156,12 +156,8 @@ public static class BlockSummaries
                     }
 
                     var shares = scores.softmax(-1);
-                    if (isCausal)
-                    {
-                        using Scalar last = valid;
-                        shares = shares.masked_fill_(row.ge(last), zero);
-                    }
-
+                    using Scalar last = valid;
+                    shares = shares.masked_fill_(row.ge(last), zero);
                     var sums = shares.view(count, perBlock, columns / perBlock, perBlock).sum([1L, 3L]);
                     var kept = Math.Min(columns / perBlock, blocks);
                     var target = importance[b, h].narrow(0, first, count);

@@ -105,7 +105,10 @@ public static class PaperCatalogue
             "ImageNet top-1 of 84.2 with 5.5 GFLOPs, against 83.8 with 15.4 for ConvNeXt-B."),
         new("psa", "PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation", "2512.04025", 2025, Room.Masks,
             "Each query block reads a key block in full, pooled by 2, 4 or 8, or not at all.",
-            "CogVideoX-5B in 4 distilled steps at 85 % sparsity scores 0.826 on VBench; full attention in 50 steps has 0.819."),
+            "CogVideoX-5B in 4 distilled steps at 85 % sparsity scores 0.826 on VBench; full attention in 50 steps has 0.819.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/PyramidSelector.cs",
+        },
         new("rcmha", "RCMHA: Relative Convolutional Multi-Head Attention for Natural Language Modelling", "2308.03429", 2023, Room.Heads,
             "Relative-position attention whose queries, keys and values pass a short causal convolution.",
             "Language-modelling accuracy of 0.572, above plain, convolutional and relative attention, with 2.98 GB against 3.5 GB of memory."),
@@ -145,7 +148,10 @@ public static class PaperCatalogue
             "Regularised attention flow is needed: 8.5 mAR on CODA, 10.1 with head weights, 2.2 for the plain map and 0.1 for plain flow."),
         new("vmoba", "VMoBA: Mixture-of-Block Attention for Video Diffusion Models", "2506.23858", 2025, Room.Masks,
             "Queries choose key blocks cut along time, space or both, from one pool per head, up to a share of similarity.",
-            "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench)."),
+            "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/MixtureOfBlocks.cs",
+        },
     ];
 
     /// <summary>The papers, by slug. What was measured comes from the last full runs of <c>heed reproduce</c> that this build knows.</summary>

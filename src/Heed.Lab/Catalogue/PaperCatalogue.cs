@@ -64,7 +64,10 @@ public static class PaperCatalogue
             "Heads chosen greedily lift PickScore from 19.66 to 20.70 on unseen prompts; the best 6 of 24 match or beat whole-layer guidance in FID."),
         new("hip-attention", "HiP Attention: Hierarchically Pruned Attention", "2406.09827", 2024, Room.Masks,
             "Finds the most relevant keys of a query block by a beam search down a tree of representative keys.",
-            "Attention in O(T log T) time without training; decoding up to 6.83 times faster at 128k tokens."),
+            "Attention in O(T log T) time without training; decoding up to 6.83 times faster at 128k tokens.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/HipSelector.cs",
+        },
         new("imbalanced-attention", "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", "2501.12206", 2025, Room.Edits,
             "Raises the scores of informative and summary image tokens while a vision-language model writes.",
             "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8."),

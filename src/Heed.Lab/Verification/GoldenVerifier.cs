@@ -23,6 +23,8 @@ public static class GoldenVerifier
         new Qwen3ForCausalLM(),
         new GatedAttentionVariant(),
         new SinkStatistics(),
+        new HipTreeAttention(),
+        new HipChunkScan(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

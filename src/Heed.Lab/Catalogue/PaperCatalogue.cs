@@ -117,7 +117,10 @@ public static class PaperCatalogue
             "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
-            "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens."),
+            "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/SuperlinearAttention.cs",
+        },
         new("tangnn",
             "TANGNN: a Concise, Scalable and Effective Graph Neural Networks with Top-m Attention Mechanism for Graph Representation Learning", "2411.15458", 2024, Room.Mixers,
             "Each vertex attends to the m most similar vertices and aggregates its neighbours.",

@@ -25,6 +25,7 @@ public static class GoldenVerifier
         new SinkStatistics(),
         new HipTreeAttention(),
         new HipChunkScan(),
+        new SuperlinearAttentionCase(),
         new FactoredBias(),
         new MultipliedBias(),
         new AlibiModule(),

@@ -71,7 +71,10 @@ public static class PaperCatalogue
             "Heads chosen greedily lift PickScore from 19.66 to 20.70 on unseen prompts; the best 6 of 24 match or beat whole-layer guidance in FID."),
         new("hip-attention", "HiP Attention: Hierarchically Pruned Attention", "2406.09827", 2024, Room.Masks,
             "Finds the most relevant keys of a query block by a beam search down a tree of representative keys.",
-            "Attention in O(T log T) time without training; decoding up to 6.83 times faster at 128k tokens."),
+            "Attention in O(T log T) time without training; decoding up to 6.83 times faster at 128k tokens.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/HipSelector.cs",
+        },
         new("imbalanced-attention", "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", "2501.12206", 2025, Room.Edits,
             "Raises the scores of informative and summary image tokens while a vision-language model writes.",
             "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8."),
@@ -120,7 +123,10 @@ public static class PaperCatalogue
             "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
-            "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens."),
+            "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/SuperlinearAttention.cs",
+        },
         new("tangnn",
             "TANGNN: a Concise, Scalable and Effective Graph Neural Networks with Top-m Attention Mechanism for Graph Representation Learning", "2411.15458", 2024, Room.Mixers,
             "Each vertex attends to the m most similar vertices and aggregates its neighbours.",

@@ -19,6 +19,7 @@ internal static partial class HeedCommand
             GenerateCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
+            ReproduceCommand.Create(),
             TrainCommand.Create(),
             DrawCommand.Create(),
             PapersCommand.Create(),

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using Heed.Lab.Catalogue;
+using Heed.Lab.Reproductions;
 using Spectre.Console;
 
 namespace Heed.Cli.Commands;
@@ -64,6 +65,14 @@ internal static class PapersCommand
         grid.AddRow("[grey]state[/]", Coloured(paper));
         AddRow("code", paper.Location ?? $"not yet; its room is {paper.Room}");
         AddRow("verdict", paper.Verdict ?? "not measured yet");
+        if (ReproductionLog.Recorded.TryGetValue(paper.Slug, out var record))
+        {
+            foreach (var claim in record.Claims)
+            {
+                grid.AddRow($"[grey]{Verdicts.Word(claim.Verdict)}[/]", Markup.Escape($"{claim.Claim} Measured: {claim.Measured}"));
+            }
+        }
+
         console.Write(new Rule($"[bold]{Markup.Escape(paper.Slug)}[/]").LeftJustified());
         console.Write(grid);
 

@@ -1,3 +1,5 @@
+using Heed.Lab.Reproductions;
+
 namespace Heed.Lab.Catalogue;
 
 /// <summary>All papers of Heed, each with where it stands. A mechanism that is added, verified or reproduced is recorded here.</summary>
@@ -5,8 +7,7 @@ public static class PaperCatalogue
 {
     private const string NoFigure = "no figure of it could be sourced";
 
-    /// <summary>The papers, by slug.</summary>
-    public static IReadOnlyList<Paper> All { get; } =
+    private static readonly Paper[] Built =
     [
         new("acmil", "Attention-Challenging Multiple Instance Learning for Whole Slide Image Classification", "2311.07125", 2023, Room.Heads,
             "Pools a bag of patches by several attention branches that must differ, and masks some of the strongest while training.",
@@ -146,6 +147,10 @@ public static class PaperCatalogue
             "Queries choose key blocks cut along time, space or both, from one pool per head, up to a share of similarity.",
             "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench)."),
     ];
+
+    /// <summary>The papers, by slug. What was measured comes from the last full runs of <c>heed reproduce</c> that this build knows.</summary>
+    public static IReadOnlyList<Paper> All { get; } = Array.ConvertAll(
+        Built, paper => ReproductionLog.Recorded.TryGetValue(paper.Slug, out var record) ? paper with { State = PaperState.Reproduced, Verdict = record.Summary } : paper);
 
     /// <summary>The paper of a slug.</summary>
     /// <exception cref="ArgumentException">There is none; the message names the nearest.</exception>

@@ -22,9 +22,12 @@ public sealed record LineFigure(string Title, string XLabel, string YLabel, IRea
     /// <summary>Writes the figure as PNG, whole or not at all.</summary>
     public void Save(string path)
     {
-        var image = FigureStyle.Render(Draw, Width, Height);
+        var image = Png();
         AtomicFile.Write(path, stream => stream.Write(image));
     }
+
+    /// <summary>The figure as PNG.</summary>
+    public byte[] Png() => FigureStyle.Render(Draw, Width, Height);
 
     private void Draw(Plot plot)
     {

@@ -1,4 +1,6 @@
+using System.Diagnostics;
 using System.Text.Json;
+using System.Text.Json.Serialization;
 using Heed.Lab.Figures;
 using Heed.Models;
 
@@ -8,13 +10,23 @@ namespace Heed.Lab.Reproductions;
 public enum Verdict
 {
     /// <summary>The claim holds at this scale.</summary>
+    [JsonStringEnumMemberName("confirmed")]
     Confirmed,
 
     /// <summary>It does not.</summary>
+    [JsonStringEnumMemberName("not confirmed")]
     NotConfirmed,
 
     /// <summary>The numbers do not decide.</summary>
+    [JsonStringEnumMemberName("inconclusive")]
     Inconclusive,
+}
+
+/// <summary>Verdicts as people and programs read them.</summary>
+public static class Verdicts
+{
+    /// <summary>The verdict in words.</summary>
+    public static string Word(Verdict verdict) => verdict switch { Verdict.Confirmed => "confirmed", Verdict.NotConfirmed => "not confirmed", _ => "inconclusive" };
 }
 
 /// <summary>A claim and what was measured.</summary>
@@ -40,7 +52,14 @@ public readonly record struct ReproductionProgress(string What, double Share);
 /// where it was.</summary>
 public sealed class ReproductionRun
 {
+    // A name that no reproduction gives: the seconds of the runs before this one.
+    private const string SecondsKey = " seconds";
+
+    // Tuples keep their values in fields, and a measurement may be infinite or no number at all.
+    private static readonly JsonSerializerOptions Format = new() { IncludeFields = true, NumberHandling = JsonNumberHandling.AllowNamedFloatingPointLiterals };
     private readonly string? _memory;
+    private readonly Stopwatch _clock = Stopwatch.StartNew();
+    private readonly double _secondsBefore;
     private readonly Dictionary<string, JsonElement> _known;
     private readonly Action<ReproductionProgress> _progress;
 
@@ -64,7 +83,12 @@ public sealed class ReproductionRun
         {
             throw new InvalidDataException($"'{memory}' is not what a stopped run left: delete it to start afresh.", error);
         }
+
+        _secondsBefore = _known.TryGetValue(SecondsKey, out var before) ? before.GetDouble() : 0;
     }
+
+    /// <summary>Seconds of work, those of the runs that this one goes on from included.</summary>
+    public double Seconds => _secondsBefore + _clock.Elapsed.TotalSeconds;
 
     /// <summary>Whether the run takes at most twenty seconds.</summary>
     public bool IsQuick { get; }
@@ -99,8 +123,9 @@ public sealed class ReproductionRun
         _progress(new(what, share));
     }
 
-    /// <summary>Measures something once: a run that goes on after a stop takes the remembered value.</summary>
-    /// <typeparam name="T">Something that JSON keeps: a number, an array, a record.</typeparam>
+    /// <summary>Measures something once: a run that goes on after a stop takes the remembered value. libtorch's generator is seeded by the key before the measurement, so that its value does not
+    /// depend on what was measured before it.</summary>
+    /// <typeparam name="T">Something that JSON keeps: a number, an array, a tuple, a record.</typeparam>
     /// <param name="key">Its name, unique within the reproduction, with everything that decides its value (seed, sizes).</param>
     /// <param name="measure">Measures it.</param>
     public T Once<T>(string key, Func<T> measure)
@@ -108,19 +133,21 @@ public sealed class ReproductionRun
         ArgumentNullException.ThrowIfNull(measure);
         if (_known.TryGetValue(key, out var remembered))
         {
-            return remembered.Deserialize<T>()!;
+            return remembered.Deserialize<T>(Format)!;
         }
 
         Cancellation.ThrowIfCancellationRequested();
         T value;
         using (TorchSharp.torch.NewDisposeScope())
         {
+            TorchSharp.torch.manual_seed(SeedOf(key));
             value = measure();
         }
 
-        _known[key] = JsonSerializer.SerializeToElement(value);
+        _known[key] = JsonSerializer.SerializeToElement(value, Format);
         if (_memory is not null)
         {
+            _known[SecondsKey] = JsonSerializer.SerializeToElement(Seconds);
             AtomicFile.WriteText(_memory, JsonSerializer.Serialize(_known));
         }
 
@@ -133,4 +160,7 @@ public sealed class ReproductionRun
     /// <summary>States a claim that one condition decides.</summary>
     public void Claim(string claim, string source, string expected, string measured, bool holds) =>
         Claim(claim, source, expected, measured, holds ? Verdict.Confirmed : Verdict.NotConfirmed);
+
+    // FNV-1a: string.GetHashCode differs from process to process.
+    private static long SeedOf(string key) => key.Aggregate(2166136261u, (hash, letter) => unchecked((hash ^ letter) * 16777619u));
 }

@@ -38,7 +38,10 @@ public static class PaperCatalogue
             "Prompts change more smoothly than with the compared methods: CSCV 84.90 % against 84.37 % for FreeNoise, 78.74 % on the same model."),
         new("dynamic-mask-attention", "Trainable Dynamic Mask Sparse Attention", "2508.02124", 2025, Room.Masks,
             "Values say how important each key is; the most important survive, and their importance is added to the score.",
-            "Lower perplexity than dense, windowed and latent attention from 80M to 1.7B parameters; the kernel is 49.8 times faster than masked SDPA at 32k keys."),
+            "Lower perplexity than dense, windowed and latent attention from 80M to 1.7B parameters; the kernel is 49.8 times faster than masked SDPA at 32k keys.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/DynamicMask.cs",
+        },
         new("flashbias", "FlashBias: Fast Computation of Attention with Bias", "2505.12044", 2025, Room.Biases,
             "Replaces a dense bias by two thin factors appended to queries and keys: exact for ALiBi, by SVD or learned otherwise.",
             "Memory of attention with a bias falls 5 times in training and 10 times in inference at 16,384 tokens; SwinV2-B keeps its accuracy (87.186 % against 87.144 %).")

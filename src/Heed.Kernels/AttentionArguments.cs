@@ -140,6 +140,9 @@ public unsafe struct AttentionArguments
     /// <summary>Which blocks of pairs are computed; null: all.</summary>
     public BlockMask? BlockMask;
 
+    /// <summary>Which pairs are computed, as runs of keys; null: all. Not together with <see cref="BlockMask"/>.</summary>
+    public KeyRuns? KeyRuns;
+
     /// <summary>Row statistics to compute in the same pass.</summary>
     public RowStatistics Statistics;
 

@@ -33,6 +33,9 @@ public sealed record AttentionSpanOptions
     /// <summary>Which blocks of pairs are computed; null: all.</summary>
     public BlockMask? BlockMask { get; init; }
 
+    /// <summary>Which pairs are computed, as runs of keys; null: all. Not together with <see cref="BlockMask"/>.</summary>
+    public KeyRuns? KeyRuns { get; init; }
+
     /// <summary>Number of threads; 0: every processor. The results are the same bits for any number.</summary>
     public int Threads { get; init; }
 }

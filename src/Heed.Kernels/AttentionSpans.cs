@@ -195,6 +195,7 @@ public static unsafe class AttentionSpans
             Sinks = sinks,
             AlibiSlopes = slopes,
             BlockMask = options.BlockMask,
+            KeyRuns = options.KeyRuns,
             Threads = options.Threads,
         };
         arguments.Scale = options.Scale ?? arguments.Scale;

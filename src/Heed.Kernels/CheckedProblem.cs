@@ -40,6 +40,12 @@ internal sealed unsafe class CheckedProblem
         CheckOptions();
         CheckBiases();
         CheckSequences();
+        if (Arguments.KeyRuns is { } runs && Heads > 0)
+        {
+            Arguments.BlockMask = runs.ToBlockMask(Heads);
+            Arguments.KeyRuns = null;
+        }
+
         Rank = HasLowRank ? checked((int)arguments.LowRankQuery.Width) : 0;
         Sequences = IsPacked ? arguments.Sequences : Batch;
 
@@ -259,6 +265,17 @@ internal sealed unsafe class CheckedProblem
             Require(
                 (mask.Batches == 1 || mask.Batches == Batch) && (mask.Heads == 1 || mask.Heads == Heads),
                 "blockMask", $"The block mask has lists for {mask.Batches} batch items and {mask.Heads} heads; 1 or {Batch} and 1 or {Heads} were expected.");
+        }
+
+        if (a.KeyRuns is { } runs)
+        {
+            Require(a.BlockMask is null, "keyRuns", "Key runs and a block mask both say which pairs are computed: give one of them.");
+            Require(
+                runs.QueryLength == Queries && runs.KeyLength == Keys,
+                "keyRuns", $"The key runs cover {runs.QueryLength} queries and {runs.KeyLength} keys; the problem has {Queries} and {Keys}.");
+            Require(
+                (runs.Batches == 1 || runs.Batches == Batch) && Heads % runs.Heads == 0,
+                "keyRuns", $"The key runs have lists for {runs.Batches} batch items and {runs.Heads} heads; 1 or {Batch} and a divisor of {Heads} were expected.");
         }
     }
 

@@ -15,6 +15,7 @@ public static unsafe class FusedAttention
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
+        RefusePredicateWithRuns<TMask>(arguments);
         var problem = new CheckedProblem(arguments);
         problem.CheckOutput();
         if (DecodingAttention.TryForward<TScore, TMask>(problem))
@@ -43,7 +44,11 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="Backward(in AttentionArguments, in AttentionGradients)"/>, with the modifier and predicate of the forward pass.</summary>
     public static void Backward<TScore, TMask>(in AttentionArguments arguments, in AttentionGradients gradients, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => BackwardAttention.Compute(arguments, gradients, modifier, predicate);
+        where TMask : struct, IMaskPredicate
+    {
+        RefusePredicateWithRuns<TMask>(arguments);
+        BackwardAttention.Compute(arguments, gradients, modifier, predicate);
+    }
 
     /// <summary>Mass that each key receives, summed over the queries of each query head. Needs the log-sum-exp in the arguments.</summary>
     /// <param name="arguments">The problem; value and output are not read.</param>
@@ -53,7 +58,11 @@ public static unsafe class FusedAttention
     /// <summary>As <see cref="MassPerKey(in AttentionArguments, float*)"/>, with a modifier and predicate.</summary>
     public static void MassPerKey<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
         where TScore : struct, IScoreModifier
-        where TMask : struct, IMaskPredicate => MassPerKeyPass.Compute(arguments, mass, modifier, predicate);
+        where TMask : struct, IMaskPredicate
+    {
+        RefusePredicateWithRuns<TMask>(arguments);
+        MassPerKeyPass.Compute(arguments, mass, modifier, predicate);
+    }
 
     /// <summary>Merges two partial results over disjoint sets of keys into the first: o = (e^la oa + e^lb ob) / (e^la + e^lb).</summary>
     /// <param name="output">The first result <c>[B, H, Nq, Dv]</c>; receives the merged one.</param>
@@ -88,6 +97,14 @@ public static unsafe class FusedAttention
                     TensorPrimitives.MultiplyAdd(new ReadOnlySpan<float>(other.Row(batch, head, row), into.Length), right / sum, into, into);
                 }
             }
+        }
+    }
+
+    private static void RefusePredicateWithRuns<TMask>(in AttentionArguments arguments)
+    {
+        if (typeof(TMask) != typeof(AllPairs) && arguments.KeyRuns is not null)
+        {
+            throw new ArgumentException("Key runs cannot be combined with a mask predicate: leave the pairs that it forbids out of the runs.", nameof(arguments));
         }
     }
 

@@ -28,7 +28,7 @@ public interface IScoreModifier
 }
 
 /// <summary>A user's rule for which pairs exist. Implement it on a struct, as <see cref="IScoreModifier"/>.
-/// With a block mask it is asked in partial blocks only; without one, everywhere.</summary>
+/// With a block mask it is asked in partial blocks only; without one, everywhere. It cannot be combined with key runs.</summary>
 public interface IMaskPredicate
 {
     /// <summary>All bits set in the lanes of the keys that the query may attend to, zero in the others.</summary>

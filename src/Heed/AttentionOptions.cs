@@ -44,6 +44,9 @@ public sealed record AttentionOptions
     /// <summary>Which blocks of pairs are computed; null: all.</summary>
     public BlockMask? BlockMask { get; init; }
 
+    /// <summary>Which pairs are computed, as runs of keys read by ranges of queries: for selections of single tokens; null: all. Not together with <see cref="BlockMask"/>.</summary>
+    public KeyRuns? KeyRuns { get; init; }
+
     /// <summary>Chooses the pairs from the call's queries and keys; null: nobody does. Applied first; everything else holds for what it chose.</summary>
     public AttentionSelector? Selector { get; init; }
 

@@ -342,5 +342,24 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
                     nameof(options.BlockMask), $"has lists for 1 or {Batch} batch items and 1 or {Heads} heads, not for {blocks.Batches} and {blocks.Heads}");
             }
         }
+
+        if (options.KeyRuns is { } runs)
+        {
+            if (options.BlockMask is not null)
+            {
+                throw Clash(nameof(options.KeyRuns), nameof(options.BlockMask), "both say which pairs are computed; give one of them");
+            }
+
+            if (runs.QueryLength != Queries || runs.KeyLength != Keys)
+            {
+                throw Wrong(nameof(options.KeyRuns), $"covers {runs.QueryLength} queries and {runs.KeyLength} keys; the call has {Queries} and {Keys}");
+            }
+
+            if ((runs.Batches != 1 && runs.Batches != Batch) || Heads % runs.Heads != 0)
+            {
+                throw Wrong(
+                    nameof(options.KeyRuns), $"has lists for 1 or {Batch} batch items and for a divisor of {Heads} heads, not for {runs.Batches} and {runs.Heads}");
+            }
+        }
     }
 }

@@ -153,6 +153,11 @@ internal static class PlainAttention
             scores = bias is null ? scores : scores + bias.to(scores.dtype).to(query.device);
         }
 
+        if (options.KeyRuns is { } runs)
+        {
+            allowed = allowed.logical_and(Expand(runs, (int)headCount, heads, rows).to(query.device));
+        }
+
         allowed = allowed.expand(scores.shape);
         return new(scores.masked_fill(allowed.logical_not(), s_negativeInfinity), allowed, position, keyIndex, heads);
     }
@@ -368,6 +373,38 @@ internal static class PlainAttention
 
         long[] shape = [mask.Batches, headCount, rowCount, keys];
         return (tensor(listed).view(shape), biased ? tensor(bias).view(shape) : null);
+    }
+
+    /// <summary>The pairs of key runs for chosen heads and rows: <c>[batches of the runs, heads or 1, rows, Nk]</c>.</summary>
+    private static Tensor Expand(KeyRuns runs, int headCount, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
+    {
+        var listedHeads = runs.Heads == 1 ? 1 : heads?.Count ?? headCount;
+        var (rowCount, keys) = (rows?.Count ?? (int)runs.QueryLength, runs.KeyLength);
+        var pairs = new bool[runs.Batches * listedHeads * rowCount * keys];
+        long at = 0;
+        for (var b = 0; b < runs.Batches; b++)
+        {
+            for (var h = 0; h < listedHeads; h++)
+            {
+                var head = runs.Heads == 1 ? 0 : (heads?[h] ?? h) / (headCount / runs.Heads);
+                for (var r = 0; r < rowCount; r++, at += keys)
+                {
+                    var row = rows?[r] ?? r;
+                    var (start, end) = runs.Row(b, head, (int)(row / runs.QueryBlock));
+                    var place = row % runs.QueryBlock;
+                    for (; start < end; start++)
+                    {
+                        var run = runs.Run(start);
+                        if (place >= run.FirstRow && place < run.FirstRow + run.RowCount)
+                        {
+                            Array.Fill(pairs, true, checked((int)(at + run.FirstKey)), run.KeyCount);
+                        }
+                    }
+                }
+            }
+        }
+
+        return tensor(pairs).view(runs.Batches, listedHeads, rowCount, keys);
     }
 
     private static Tensor RepeatHeads(Tensor keyOrValue, long heads) =>

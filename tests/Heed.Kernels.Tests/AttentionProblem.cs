@@ -88,6 +88,9 @@ internal sealed record ProblemSpec
     /// <summary>Whether every batch item and head has lists of its own.</summary>
     public bool OwnLists { get; init; }
 
+    /// <summary>Whether key runs stand in place of the block mask: rectangles of random rows and keys.</summary>
+    public bool Runs { get; init; }
+
     public ElementType KeyType { get; init; }
 
     public ElementType ValueType { get; init; }
@@ -171,7 +174,7 @@ internal sealed record ProblemSpec
             from queryBlock in Gen.Int[-12, 12]
             from keyBlock in Gen.Int[1, 24]
             from density in Gen.Double[0, 1]
-            from flags in Gen.Int[0, 15]
+            from flags in Gen.Int[0, 31]
             from modified in OneOf(false, false, false, true)
             from predicated in OneOf(false, false, false, true)
             from types in Gen.Int[0, 8]
@@ -180,7 +183,7 @@ internal sealed record ProblemSpec
             {
                 QueryBlock = Math.Max(queryBlock, 0), KeyBlock = keyBlock, Density = density,
                 Partial = (flags & 1) != 0, Bits = (flags & 2) != 0, BlockBiases = (flags & 4) != 0, OwnLists = (flags & 8) != 0,
-                Modified = modified, Predicated = predicated, Magnitude = magnitude,
+                Runs = (flags & 16) != 0 && queryBlock > 0, Modified = modified, Predicated = predicated && ((flags & 16) == 0 || queryBlock <= 0), Magnitude = magnitude,
                 KeyType = halves ? (ElementType)(types % 3) : ElementType.Float32,
                 ValueType = halves ? (ElementType)(types / 3) : ElementType.Float32,
             };
@@ -192,7 +195,7 @@ internal sealed record ProblemSpec
             Normalizer = c.Normalizer, Softcap = c.Softcap, Sinks = c.Sinks, Bias = c.Bias, KeyBias = c.KeyBias, BiasMasks = c.BiasMasks,
             Alibi = c.Alibi, Rank = c.Rank, RankRepeats = c.RankRepeats,
             QueryBlock = k.QueryBlock, KeyBlock = k.KeyBlock, Density = k.Density, Partial = k.Partial, Bits = k.Bits, BlockBiases = k.BlockBiases,
-            OwnLists = k.OwnLists, Modified = k.Modified, Predicated = k.Predicated, Magnitude = k.Magnitude, KeyType = k.KeyType, ValueType = k.ValueType,
+            OwnLists = k.OwnLists, Runs = k.Runs, Modified = k.Modified, Predicated = k.Predicated, Magnitude = k.Magnitude, KeyType = k.KeyType, ValueType = k.ValueType,
         });
     }
 }
@@ -258,7 +261,11 @@ internal sealed unsafe class AttentionProblem : IDisposable
             Arguments.LowRankKey = Repeated(Input(spec.Batch, heads, spec.Keys, spec.Rank, ElementType.Float32, 1));
         }
 
-        if (spec.QueryBlock > 0)
+        if (spec.QueryBlock > 0 && spec.Runs)
+        {
+            Arguments.KeyRuns = Runs(heads);
+        }
+        else if (spec.QueryBlock > 0)
         {
             Arguments.BlockMask = Blocks(heads);
         }
@@ -592,6 +599,42 @@ internal sealed unsafe class AttentionProblem : IDisposable
         ulong[]? bits = Spec.Bits ? [.. Enumerable.Range(0, words * (partial?.Count(flag => flag) ?? 0)).Select(_ => (ulong)_random.NextInt64())] : null;
         float[]? biases = Spec.BlockBiases ? [.. listed.Select(_ => Normal())] : null;
         return new BlockMask(batches, lists, Spec.Queries, Spec.Keys, Spec.QueryBlock, Spec.KeyBlock, [.. offsets], [.. listed], partial, biases, bits);
+    }
+
+    /// <summary>Runs of up to <see cref="ProblemSpec.KeyBlock"/> keys; with <see cref="ProblemSpec.Partial"/> side by side for different rows of the block, single ones among them.</summary>
+    private KeyRuns Runs(int heads)
+    {
+        var (batches, lists) = Spec.OwnLists ? (Spec.Batch, Spec.BlockBiases ? Spec.KeyHeads : heads) : (1, 1);
+        var queryBlocks = (Spec.Queries + Spec.QueryBlock - 1) / Spec.QueryBlock;
+        List<int> offsets = [0];
+        List<(int Key, int Keys, int Row, int Rows)> all = [];
+        for (var list = 0; list < batches * lists * queryBlocks; list++)
+        {
+            var queries = Math.Min(Spec.QueryBlock, Spec.Queries - (list % queryBlocks * Spec.QueryBlock));
+            List<(int Key, int Keys, int Row, int Rows)> runs = [];
+            var rows = Spec.Partial ? 0 : queries;
+            for (var row = 0; row < queries; row += rows)
+            {
+                rows = Spec.Partial ? _random.Next(3) == 0 ? 1 : _random.Next(1, queries - row + 1) : queries;
+                for (var key = 0; key < Spec.Keys;)
+                {
+                    var keys = Math.Min(_random.Next(1, Spec.KeyBlock + 1), Spec.Keys - key);
+                    if (_random.NextDouble() < Spec.Density)
+                    {
+                        runs.Add((key, keys, row, rows));
+                    }
+
+                    key += keys;
+                }
+            }
+
+            all.AddRange(runs.OrderBy(run => run.Key));
+            offsets.Add(all.Count);
+        }
+
+        return new KeyRuns(
+            batches, lists, Spec.Queries, Spec.Keys, Spec.QueryBlock, [.. offsets], [.. all.Select(run => run.Key)], [.. all.Select(run => run.Keys)],
+            Spec.Partial ? [.. all.Select(run => run.Row)] : null, Spec.Partial ? [.. all.Select(run => run.Rows)] : null);
     }
 
     private sealed class ReferenceCall : IProblemCall<ReferenceAttention>

@@ -320,6 +320,11 @@ internal sealed unsafe class ReferenceAttention
 
                 var ask = true;
                 double blockBias = 0;
+                if (a.KeyRuns is { } runs && !runs.Allows(b, h * runs.Heads / n.Heads, i, key))
+                {
+                    continue;
+                }
+
                 if (a.BlockMask is { } mask)
                 {
                     var listed = -1;

@@ -63,6 +63,9 @@ public sealed class AttentionValidationTests : IDisposable
         Wrong("Mask broadcasts to [B, H, Nq, Nk] = [2, 4, 6, 9]", new() { Mask = ones(9, 9, ScalarType.Bool) });
         Wrong("BlockMask covers 6 queries and 8 keys", new() { BlockMask = BlockMasks.Causal(6, 8) });
         Wrong("BlockMask has lists for", new() { BlockMask = new KeySelection(6, 9, batches: 1, heads: 2).ToBlockMask() });
+        Wrong("KeyRuns covers 6 queries and 8 keys", new() { KeyRuns = new KeyRuns(1, 1, 6, 8, 6, [0, 1], [0], [1]) });
+        Wrong("KeyRuns has lists for", new() { KeyRuns = new KeyRuns(1, 3, 6, 9, 6, [0, 0, 0, 0], [], []) });
+        Wrong("KeyRuns cannot be combined with BlockMask", new() { KeyRuns = new KeyRuns(1, 1, 6, 9, 6, [0, 1], [0], [1]), BlockMask = BlockMasks.Causal(6, 9) });
         Wrong("KeyLengths holds one int64", new() { KeyLengths = tensor(new[] { 3, 4 }) });
         Wrong("KeyLengths holds one int64", new() { KeyLengths = tensor(new[] { 3L }) });
         Wrong("KeyLengths holds lengths from 0 to 9, not 10", new() { KeyLengths = tensor(new[] { 3L, 10 }) });

@@ -150,6 +150,10 @@ internal sealed class RandomCall : IDisposable
         {
             options = options with { BlockMask = Blocks() };
         }
+        else if (Often(4, "key runs"))
+        {
+            options = options with { KeyRuns = Runs() };
+        }
 
         if (Often(4, "gate"))
         {
@@ -176,6 +180,31 @@ internal sealed class RandomCall : IDisposable
         }
 
         return options with { Biases = DrawBiases() };
+    }
+
+    /// <summary>Short runs of keys, each for some rows of its block.</summary>
+    private KeyRuns Runs()
+    {
+        var block = Choose(1, 16, 50, 200);
+        var (batches, heads, blocks) = (Choose(1, Batch), Choose(1, KeyHeads, Heads), (Queries + block - 1) / block);
+        List<int> offsets = [0];
+        List<(int Key, int Keys, int Row, int Rows)> runs = [];
+        for (var list = 0; list < batches * heads * blocks; list++)
+        {
+            var queries = Math.Min(block, Queries - (list % blocks * block));
+            for (int key = _random.Next(6), keys; key < Keys; key += keys + _random.Next(12))
+            {
+                keys = Math.Min(_random.Next(1, 8), Keys - key);
+                var row = _random.Next(2) == 0 ? 0 : _random.Next(queries);
+                runs.Add((key, keys, row, _random.Next(3) == 0 ? 1 : _random.Next(1, queries - row + 1)));
+            }
+
+            offsets.Add(runs.Count);
+        }
+
+        return new(
+            batches, heads, Queries, Keys, block, [.. offsets], [.. runs.Select(run => run.Key)], [.. runs.Select(run => run.Keys)],
+            [.. runs.Select(run => run.Row)], [.. runs.Select(run => run.Rows)]);
     }
 
     private BlockMask Blocks()

@@ -41,7 +41,10 @@ public static class PaperCatalogue
             "Lower perplexity than dense, windowed and latent attention from 80M to 1.7B parameters; the kernel is 49.8 times faster than masked SDPA at 32k keys."),
         new("flashbias", "FlashBias: Fast Computation of Attention with Bias", "2505.12044", 2025, Room.Biases,
             "Replaces a dense bias by two thin factors appended to queries and keys: exact for ALiBi, by SVD or learned otherwise.",
-            "Memory of attention with a bias falls 5 times in training and 10 times in inference at 16,384 tokens; SwinV2-B keeps its accuracy (87.186 % against 87.144 %)."),
+            "Memory of attention with a bias falls 5 times in training and 10 times in inference at 16,384 tokens; SwinV2-B keeps its accuracy (87.186 % against 87.144 %).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Biases/LowRankBiases.cs",
+        },
         new("focal-modulation", "Focal Modulation Networks", "2203.11926", 2022, Room.Mixers,
             "Aggregates the context of each position at several scales by convolutions, gates them, and multiplies the query by the result.",
             "ImageNet top-1 of the tiny model is 82.3 against 81.2 for Swin-T."),

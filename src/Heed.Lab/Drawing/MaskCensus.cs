@@ -2,7 +2,7 @@ using Heed.Kernels;
 
 namespace Heed.Lab.Drawing;
 
-/// <summary>What one head of a block mask holds, counted pair by pair.</summary>
+/// <summary>What one head of a block mask or of key runs holds, counted pair by pair.</summary>
 public sealed record MaskCensus
 {
     private MaskCensus()
@@ -18,13 +18,13 @@ public sealed record MaskCensus
     /// <summary>Pairs that exist.</summary>
     public required long Pairs { get; init; }
 
-    /// <summary>Blocks whose pairs all exist.</summary>
+    /// <summary>Blocks whose pairs all exist; runs that every query of their block reads.</summary>
     public required long FullBlocks { get; init; }
 
-    /// <summary>Blocks of which some pairs exist.</summary>
+    /// <summary>Blocks of which some pairs exist; runs that some queries of their block read.</summary>
     public required long PartialBlocks { get; init; }
 
-    /// <summary>Blocks that are not listed and cost nothing.</summary>
+    /// <summary>Blocks that are not listed and cost nothing; 0 for runs.</summary>
     public required long EmptyBlocks { get; init; }
 
     /// <summary>Share of the pairs that exist, 0 to 1.</summary>
@@ -77,5 +77,35 @@ public sealed record MaskCensus
             Queries = mask.QueryLength, Keys = mask.KeyLength, Pairs = pairs, FullBlocks = full, PartialBlocks = partial,
             EmptyBlocks = ((long)mask.QueryBlocks * mask.KeyBlockCount) - full - partial,
         };
+    }
+
+    /// <summary>Counts key runs, and tells where the pairs are.</summary>
+    /// <param name="runs">The runs.</param>
+    /// <param name="batch">Batch item.</param>
+    /// <param name="head">The list's head.</param>
+    /// <param name="rectangle">Told of rectangles of existing pairs: first query, first key, queries, keys. Every pair is told once.</param>
+    /// <param name="run">Told of every run: first query, first key, queries, keys, and whether some queries of the block do not read it.</param>
+    public static MaskCensus Of(
+        KeyRuns runs, int batch = 0, int head = 0, Action<long, long, long, long>? rectangle = null, Action<long, long, long, long, bool>? run = null)
+    {
+        long pairs = 0, full = 0, partial = 0;
+        for (var queryBlock = 0; queryBlock < runs.QueryBlocks; queryBlock++)
+        {
+            var firstQuery = (long)queryBlock * runs.QueryBlock;
+            var queries = Math.Min(runs.QueryBlock, runs.QueryLength - firstQuery);
+            var (start, end) = runs.Row(batch, head, queryBlock);
+            for (var listed = start; listed < end; listed++)
+            {
+                var (firstKey, keys, firstRow, rows) = runs.Run(listed);
+                var rowCount = Math.Min(rows, queries - firstRow);
+                var isPartial = rowCount < queries;
+                (full, partial) = isPartial ? (full, partial + 1) : (full + 1, partial);
+                pairs += rowCount * keys;
+                rectangle?.Invoke(firstQuery + firstRow, firstKey, rowCount, keys);
+                run?.Invoke(firstQuery + firstRow, firstKey, rowCount, keys, isPartial);
+            }
+        }
+
+        return new MaskCensus { Queries = runs.QueryLength, Keys = runs.KeyLength, Pairs = pairs, FullBlocks = full, PartialBlocks = partial, EmptyBlocks = 0 };
     }
 }

@@ -6,7 +6,7 @@ using SkiaSharp;
 namespace Heed.Lab.Drawing;
 
 /// <summary>
-/// A picture of a block mask: on the left every pair, on the right the plan of blocks that a kernel follows. Where there are more pairs than pixels, a pixel stands for a square of pairs and its
+/// A picture of a block mask or of key runs: on the left every pair, on the right the plan of blocks or runs that a kernel follows. Where there are more pairs than pixels, a pixel stands for a square of pairs and its
 /// shade for the share of them that exist.
 /// </summary>
 public sealed class MaskPicture : IDisposable
@@ -58,10 +58,39 @@ public sealed class MaskPicture : IDisposable
     /// <param name="head">Head.</param>
     public static MaskPicture Draw(BlockMask mask, string title, int batch = 0, int head = 0)
     {
-        var longest = Math.Max(mask.QueryLength, mask.KeyLength);
+        ArgumentNullException.ThrowIfNull(mask);
+        return Draw(
+            mask.QueryLength, mask.KeyLength, title, $"blocks of {mask.QueryBlock} x {mask.KeyBlock}, {mask.Density:P1} listed",
+            (rectangle, plan) => MaskCensus.Of(mask, batch, head, rectangle, (queryBlock, keyBlock, isPartial) =>
+            {
+                var (query, key) = ((long)queryBlock * mask.QueryBlock, (long)keyBlock * mask.KeyBlock);
+                plan(query, key, Math.Min(mask.QueryBlock, mask.QueryLength - query), Math.Min(mask.KeyBlock, mask.KeyLength - key), isPartial);
+            }),
+            census => [(FullColor, $"{census.FullBlocks:N0} full"), (PartialColor, $"{census.PartialBlocks:N0} partial"), (EmptyColor, $"{census.EmptyBlocks:N0} empty")]);
+    }
+
+    /// <summary>Draws one head of key runs.</summary>
+    /// <param name="runs">The runs.</param>
+    /// <param name="title">What to write above it.</param>
+    /// <param name="batch">Batch item.</param>
+    /// <param name="head">The list's head.</param>
+    public static MaskPicture Draw(KeyRuns runs, string title, int batch = 0, int head = 0)
+    {
+        ArgumentNullException.ThrowIfNull(runs);
+        return Draw(
+            runs.QueryLength, runs.KeyLength, title, $"runs of keys for blocks of {runs.QueryBlock} queries",
+            (rectangle, plan) => MaskCensus.Of(runs, batch, head, rectangle, plan),
+            census => [(FullColor, $"{census.FullBlocks:N0} runs for a whole block"), (PartialColor, $"{census.PartialBlocks:N0} for some of its queries")]);
+    }
+
+    private static MaskPicture Draw(
+        long queryLength, long keyLength, string title, string plan,
+        Func<Action<long, long, long, long>, Action<long, long, long, long, bool>, MaskCensus> count, Func<MaskCensus, IEnumerable<(SKColor Color, string Label)>> legend)
+    {
+        var longest = Math.Max(queryLength, keyLength);
         var pixelsPerPair = (int)Math.Max(1, PanelSize / longest);
         var pairsPerPixel = (int)Math.Max(1, (longest + PanelSize - 1) / PanelSize);
-        var panel = new SKSizeI((int)Pixels(mask.KeyLength), (int)Pixels(mask.QueryLength));
+        var panel = new SKSizeI((int)Pixels(keyLength), (int)Pixels(queryLength));
         var second = Margin + Math.Max(panel.Width, PanelSize / 2) + Gap;
         var bitmap = new SKBitmap(
             second + Math.Max(panel.Width, PanelSize / 2) + Margin, HeaderHeight + panel.Height + FooterHeight, SKColorType.Rgba8888, SKAlphaType.Opaque);
@@ -74,10 +103,10 @@ public sealed class MaskPicture : IDisposable
         var counts = new long[panel.Width, panel.Height];
         var blocksAt = new SKPointI(second, HeaderHeight);
         FillRectangle(blocksAt.X, blocksAt.Y, panel.Width, panel.Height, EmptyColor);
-        var census = MaskCensus.Of(mask, batch, head, Count, (queryBlock, keyBlock, isPartial) =>
+        var census = count(Count, (query, key, queries, keys, isPartial) =>
         {
-            var (left, right) = (Pixel((long)keyBlock * mask.KeyBlock), Pixel(Math.Min((long)(keyBlock + 1) * mask.KeyBlock, mask.KeyLength)));
-            var (top, bottom) = (Pixel((long)queryBlock * mask.QueryBlock), Pixel(Math.Min((long)(queryBlock + 1) * mask.QueryBlock, mask.QueryLength)));
+            var (left, right) = (Pixel(key), Pixel(key + keys));
+            var (top, bottom) = (Pixel(query), Pixel(query + queries));
             // Blocks are set apart where there is room for it.
             var apart = Math.Min(right - left, bottom - top) >= 6 ? 1 : 0;
             FillRectangle(blocksAt.X + left, blocksAt.Y + top, Math.Max(1, right - left - apart), Math.Max(1, bottom - top - apart), isPartial ? PartialColor : FullColor);
@@ -101,7 +130,7 @@ public sealed class MaskPicture : IDisposable
 
         long PairsOf(int x, int y) => pairsPerPixel == 1
             ? 1
-            : Math.Min(pairsPerPixel, mask.KeyLength - ((long)x * pairsPerPixel)) * Math.Min(pairsPerPixel, mask.QueryLength - ((long)y * pairsPerPixel));
+            : Math.Min(pairsPerPixel, keyLength - ((long)x * pairsPerPixel)) * Math.Min(pairsPerPixel, queryLength - ((long)y * pairsPerPixel));
 
         void Count(long query, long key, long queries, long keys)
         {
@@ -141,9 +170,9 @@ public sealed class MaskPicture : IDisposable
             canvas.DrawText(title, Margin, 38, large, text);
             canvas.DrawText($"{census.Pairs:N0} of {census.Queries:N0} x {census.Keys:N0} pairs ({census.Share:P1})", Margin, 66, small, text);
             canvas.DrawText("queries down, keys to the right" + (pairsPerPixel > 1 ? $"; a pixel is {pairsPerPixel} x {pairsPerPixel} pairs" : ""), Margin, HeaderHeight - 8, small, text);
-            canvas.DrawText($"blocks of {mask.QueryBlock} x {mask.KeyBlock}, {mask.Density:P1} listed", blocksAt.X, HeaderHeight - 8, small, text);
+            canvas.DrawText(plan, blocksAt.X, HeaderHeight - 8, small, text);
             var x = blocksAt.X;
-            foreach (var (color, label) in new[] { (FullColor, $"{census.FullBlocks:N0} full"), (PartialColor, $"{census.PartialBlocks:N0} partial"), (EmptyColor, $"{census.EmptyBlocks:N0} empty") })
+            foreach (var (color, label) in legend(census))
             {
                 FillRectangle(x, HeaderHeight + panel.Height + 22, 16, 16, color);
                 canvas.DrawText(label, x + 22, HeaderHeight + panel.Height + 36, small, text);

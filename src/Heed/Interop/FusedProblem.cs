@@ -16,6 +16,7 @@ internal sealed unsafe class FusedProblem
     private readonly AttentionShape _shape;
     private readonly AttentionOptions _options;
     private readonly BlockMask? _mask;
+    private readonly KeyRuns? _runs;
     private readonly long[]? _queryLengths;
     private readonly long[]? _keyLengths;
     private readonly long[]? _queryOffsets;
@@ -62,10 +63,11 @@ internal sealed unsafe class FusedProblem
             }
         }
 
-        _mask = options.BlockMask;
+        (_mask, _runs) = (options.BlockMask, options.KeyRuns);
         if (options.Mask is { } mask && shape.Queries > 0 && shape.Keys > 0)
         {
-            _mask = Masks.BlockMasks.FromTensor(mask, shape.Queries, shape.Keys, options.BlockMask);
+            _mask = Masks.BlockMasks.FromTensor(mask, shape.Queries, shape.Keys, options.BlockMask ?? options.KeyRuns?.ToBlockMask((int)shape.Heads));
+            _runs = null;
         }
 
         _queryLengths = options.QueryLengths is null ? null : SmallIntegers.Read(options.QueryLengths);
@@ -200,6 +202,7 @@ internal sealed unsafe class FusedProblem
             Biases = biases,
             Mask = null,
             BlockMask = _mask,
+            KeyRuns = _runs,
             Gate = null,
             QueryLengths = Integers(_queryLengths),
             KeyLengths = Integers(_keyLengths),
@@ -269,6 +272,7 @@ internal sealed unsafe class FusedProblem
             KeyOffsets = keyOffsets,
             Sequences = _queryOffsets is null ? 0 : _queryOffsets.Length - 1,
             BlockMask = _mask,
+            KeyRuns = _runs,
             Sinks = Pointer(inputs[Sinks]),
             Bias = TensorMemory.Bias(inputs[Dense]),
             KeyBias = TensorMemory.Bias(inputs[PerKey]),

@@ -61,6 +61,37 @@ public sealed class MaskPictureTests : IDisposable
     }
 
     [Theory]
+    [InlineData(60)]
+    [InlineData(1_300)]
+    public void Key_runs_are_drawn_and_counted_pair_by_pair(int tokens)
+    {
+        // Every block of 20 queries reads three runs, the last of them by five queries only.
+        var (offsets, first, counts, rows) = (new List<int> { 0 }, new List<int>(), new List<int>(), new List<int>());
+        for (var block = 0; block < tokens / 20; block++)
+        {
+            first.AddRange([0, 3 + (block % 30), 40]);
+            counts.AddRange([2, 1, 9]);
+            rows.AddRange([20, 20, 5]);
+            offsets.Add(first.Count);
+        }
+
+        var runs = new KeyRuns(1, 1, tokens, tokens, 20, [.. offsets], [.. first], [.. counts], new int[first.Count], [.. rows]);
+        using var picture = MaskPicture.Draw(runs, "runs");
+
+        Assert.Equal(runs.Pairs, picture.Census.Pairs);
+        Assert.Equal((2 * tokens / 20, tokens / 20), (picture.Census.FullBlocks, picture.Census.PartialBlocks));
+        var (pixels, side) = (picture.PixelsPerPair, picture.PairsPerPixel);
+        for (var y = 0; y < tokens / side; y++)
+        {
+            for (var x = 0; x < 60 / side; x++)
+            {
+                var pairs = Enumerable.Range(0, side * side).Count(i => runs.Allows(0, 0, (y * side) + (i / side), (x * side) + (i % side)));
+                Assert.Equal(MaskPicture.Shade(pairs / (double)(side * side)), picture.ColorAt(picture.PairsAt.X + (x * pixels), picture.PairsAt.Y + (y * pixels)));
+            }
+        }
+    }
+
+    [Theory]
     [InlineData("causal", 300)]
     [InlineData("window:w=70,block=32", 333)]
     [InlineData("random:density=0.4,block=48", 200)]

@@ -1,5 +1,4 @@
 using Heed.Masks;
-using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

@@ -30,6 +30,8 @@ public sealed record AttentionMechanism(
         {
             Sparse = "window:w=9", Everything = "window:w=128", DecodesAsPrefill = true,
         },
+        new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1))),
+        NeighborhoodMechanism.Mechanism,
     ];
 
     /// <summary>The edit that puts a mechanism into a model: install it on the model's hooks.</summary>

@@ -18,6 +18,9 @@ public sealed record AttentionMechanism(
     public static IReadOnlyList<AttentionMechanism> All { get; } =
     [
         new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1))),
+        new("hip", SearchMechanisms.HipUsage, "HiP: a beam search down a tree finds the k best keys of every query block; window and first keys beside them", "hip-attention", SearchMechanisms.Hip),
+        new("chunk-scan", SearchMechanisms.ChunkScanUsage, "HiP 1.2: scans of ever smaller chunks find the k best keys of every query block", "hip-attention", SearchMechanisms.ChunkScan),
+        new("superlinear", SearchMechanisms.SuperlinearUsage, "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SearchMechanisms.Superlinear),
     ];
 
     /// <summary>The edit that puts a mechanism into a model: install it on the model's hooks.</summary>

@@ -14,24 +14,43 @@ public sealed record AttentionMechanism(
 {
     private const string DenseLayers = "dense";
 
+    /// <summary>An example that leaves pairs out among 128 tokens already; null: the defaults do.</summary>
+    public string? Sparse { get; init; }
+
+    /// <summary>An example that computes every pair of up to 128 tokens and so gives dense attention; null: there is none.</summary>
+    public string? Everything { get; init; }
+
+    /// <summary>Whether a query that is decoded with a cache sees what it sees in a prefill of the whole text. Not so where queries are selected for in blocks, or where a selection is kept for some steps.</summary>
+    public bool DecodesAsPrefill { get; init; }
+
     /// <summary>All mechanisms.</summary>
     public static IReadOnlyList<AttentionMechanism> All { get; } =
     [
-        new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1))),
+        new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1)))
+        {
+            Sparse = "window:w=9", Everything = "window:w=128", DecodesAsPrefill = true,
+        },
     ];
 
     /// <summary>The edit that puts a mechanism into a model: install it on the model's hooks.</summary>
     /// <param name="text">For example <c>window:w=64</c>. Every mechanism also takes <c>dense=N</c>: the first N layers stay as they are.</param>
     /// <exception cref="ArgumentException">There is no such mechanism, or an option is wrong.</exception>
-    public static SelectorEdit Edit(string text)
+    public static SelectorEdit Edit(string text) => new(Selectors(text));
+
+    /// <summary>What makes the selectors of a model's layers.</summary>
+    /// <param name="text">As for <see cref="Edit"/>.</param>
+    /// <returns>A new selector for a site; null where the site stays dense.</returns>
+    /// <exception cref="ArgumentException">As for <see cref="Edit"/>.</exception>
+    public static Func<AttentionSite, AttentionSelector?> Selectors(string text)
     {
         var specification = Specification.Parse(text);
         var mechanism = All.FirstOrDefault(mechanism => mechanism.Name == specification.Name)
-            ?? throw new ArgumentException($"There is no attention mechanism '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))}.");
+            ?? throw new ArgumentException(
+                $"There is no attention mechanism '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))} (`heed attention` tells their options).");
         var dense = specification.Integer(DenseLayers, 0, 0);
         var selectorAt = mechanism.Create(specification);
         specification.RefuseUnread();
-        return new(site => site.Layer < dense ? null : selectorAt(site));
+        return site => site.Layer < dense ? null : selectorAt(site);
     }
 
     private static Func<AttentionSite, AttentionSelector?> WindowOf(int width)

@@ -137,6 +137,17 @@ public static unsafe class FusedAttention
         where TMask : struct, IMaskPredicate
     {
         ClearAbsentRows<TVector, TOps>(problem);
+        if (problem.Arguments.KeyRuns is not null)
+        {
+            if (typeof(TScore) == typeof(UnmodifiedScore) && !problem.Arguments.Statistics.Any)
+            {
+                GatheredForward<TVector, TOps>.Compute(problem);
+                return;
+            }
+
+            problem = problem.WithBlockMask();
+        }
+
         ForwardKernel<TVector, TOps, TScore, TMask>.Compute(problem, modifier, predicate);
     }
 

@@ -37,7 +37,7 @@ internal static unsafe class MassPerKeyPass
         where TMask : struct, IMaskPredicate
     {
         // Values are not read: whatever is given there is not looked at.
-        var problem = new CheckedProblem(arguments with { Value = arguments.Key });
+        var problem = new CheckedProblem(arguments with { Value = arguments.Key }).WithBlockMask();
         if (problem.Batch == 0 || problem.Heads == 0 || problem.Keys == 0)
         {
             return;

@@ -85,8 +85,27 @@ public sealed class GoldenCase : IDisposable
     public bool Flag(string key, bool? absent = null) => absent is { } value && !HasOption(key) ? value
         : Member(key, JsonValueKind.True, JsonValueKind.False).GetBoolean();
 
+    /// <summary>Whole numbers of the configuration; a single number counts as a list of one, and so does <paramref name="absent"/> where there is none.</summary>
+    public long[] Integers(string key, long? absent = null) => absent is { } value && !HasOption(key) ? [value]
+        : Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number ? [member.GetInt64()]
+        : [.. member.EnumerateArray().Select(element => element.GetInt64())];
+
+    /// <summary>Flags of the configuration; a single flag counts as a list of one, and so does <paramref name="absent"/> where there is none.</summary>
+    public bool[] Flags(string key, bool? absent = null) => absent is { } value && !HasOption(key) ? [value]
+        : Member(key, JsonValueKind.Array, JsonValueKind.True, JsonValueKind.False) is var member && member.ValueKind != JsonValueKind.Array ? [member.GetBoolean()]
+        : [.. member.EnumerateArray().Select(element => element.GetBoolean())];
+
     /// <summary>A text of the configuration.</summary>
     public string Text(string key, string? absent = null) => absent is not null && !HasOption(key) ? absent : Member(key, JsonValueKind.String).GetString()!;
+
+    /// <summary>Numbers of the configuration; a single number counts as a list of one.</summary>
+    public double[] Numbers(string key) => Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number
+        ? [member.GetDouble()]
+        : [.. member.EnumerateArray().Select(element => element.GetDouble())];
+
+    /// <summary>Rows of numbers of the configuration.</summary>
+    public double[][] NumberRows(string key) =>
+        [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(row => row.EnumerateArray().Select(element => element.GetDouble()).ToArray())];
 
     /// <summary>A member of an enumeration by the case's word for it.</summary>
     public T Choice<T>(string key, string absent, params (string Word, T Value)[] choices)

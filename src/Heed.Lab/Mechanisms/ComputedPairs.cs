@@ -2,7 +2,7 @@ using Heed.Kernels;
 
 namespace Heed.Lab.Mechanisms;
 
-/// <summary>The pairs that a call computes: what its block mask lists, within its causality and window. To count them.</summary>
+/// <summary>The pairs that a call computes: what its block mask or its key runs list, within its causality and window. To count and to draw them.</summary>
 public static class ComputedPairs
 {
     /// <summary>Tells the pairs of one head as intervals of keys; every pair once.</summary>
@@ -24,22 +24,37 @@ public static class ComputedPairs
         var (queries, keys) = (call.Query.size(2), call.Key.size(2));
         for (long query = 0; query < queries; query++)
         {
-            var position = options.Causal == Causality.AlignedToStart ? query : query + keys - queries;
-            var first = Math.Max(0, position - (options.WindowBefore ?? keys + queries));
-            var last = Math.Min(options.Causal == Causality.None ? keys - 1 : Math.Min(position, keys - 1), position + (options.WindowAfter ?? keys + queries));
+            var (first, last) = Visible(call, query);
             if (first > last)
             {
                 continue;
             }
 
-            if (options.BlockMask is not { } mask)
+            if (options.KeyRuns is { } runs)
+            {
+                TellRow(runs, batch, (int)(head * (long)runs.Heads / call.Query.size(1)), query, first, last, interval);
+            }
+            else if (options.BlockMask is { } mask)
+            {
+                TellRow(mask, batch, head, query, first, last, interval);
+            }
+            else
             {
                 interval(query, first, last);
-                continue;
             }
-
-            TellRow(mask, batch, head, query, first, last, interval);
         }
+    }
+
+    /// <summary>The keys that causality and window leave to a query: the first and the last, which comes before the first where there is none.</summary>
+    /// <param name="call">The call.</param>
+    /// <param name="query">The query.</param>
+    public static (long First, long Last) Visible(AttentionCall call, long query)
+    {
+        ArgumentNullException.ThrowIfNull(call);
+        var (options, queries, keys) = (call.Options, call.Query.size(2), call.Key.size(2));
+        var position = options.Causal == Causality.AlignedToStart ? query : query + keys - queries;
+        var last = Math.Min(options.Causal == Causality.None ? keys - 1 : Math.Min(position, keys - 1), position + (options.WindowAfter ?? keys + queries));
+        return (Math.Max(0, position - (options.WindowBefore ?? keys + queries)), last);
     }
 
     /// <summary>Counts the pairs of one head.</summary>
@@ -71,6 +86,21 @@ public static class ComputedPairs
             }
 
             TellRuns(key => mask.Allows(batch, head, query, key), query, from, to, interval);
+        }
+    }
+
+    private static void TellRow(KeyRuns runs, int batch, int head, long query, long first, long last, Action<long, long, long> interval)
+    {
+        var row = query % runs.QueryBlock;
+        var (start, end) = runs.Row(batch, head, (int)(query / runs.QueryBlock));
+        for (var listed = start; listed < end; listed++)
+        {
+            var run = runs.Run(listed);
+            var (from, to) = (Math.Max(first, run.FirstKey), Math.Min(last, run.FirstKey + run.KeyCount - 1));
+            if (from <= to && row >= run.FirstRow && row < run.FirstRow + run.RowCount)
+            {
+                interval(query, from, to);
+            }
         }
     }
 

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Heed.Kernels;
 using Heed.Lab.Figures;
 using Heed.Models;
@@ -120,11 +121,15 @@ public sealed class MaskPicture : IDisposable
                 Level(block.IsPartial ? PartialColor : FullColor, levels.IndexOf(block.Bias), levels.Count));
         }
 
-        for (var x = 0; x < panel.Width; x++)
+        canvas.Flush();
+        var pixels = MemoryMarshal.Cast<byte, uint>(bitmap.GetPixelSpan());
+        for (var y = 0; y < panel.Height; y++)
         {
-            for (var y = 0; y < panel.Height; y++)
+            var row = pixels.Slice(((pairsAt.Y + y) * bitmap.Width) + pairsAt.X, panel.Width);
+            for (var x = 0; x < row.Length; x++)
             {
-                bitmap.SetPixel(pairsAt.X + x, pairsAt.Y + y, Shade(counts[x, y] / (double)PairsOf(x, y)));
+                var shade = Shade(counts[x, y] / (double)PairsOf(x, y));
+                row[x] = shade.Red | ((uint)shade.Green << 8) | ((uint)shade.Blue << 16) | (0xFFu << 24);
             }
         }
 

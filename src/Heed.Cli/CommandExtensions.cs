@@ -29,6 +29,12 @@ internal static class CommandExtensions
     /// <summary>The option <c>--json</c>.</summary>
     public static Option<bool> JsonOption() => new("--json") { Description = "Write JSON for programs instead of tables." };
 
+    /// <summary>The option <c>--attention</c>.</summary>
+    public static Option<string?> AttentionOption() => new("--attention")
+    {
+        Description = "Put a mechanism in place of the model's attention, for example window:w=64; `heed attention` lists them.", HelpName = "NAME[:option=value,...]",
+    };
+
     /// <summary>The option <c>--threads</c>.</summary>
     public static Option<int> ThreadsOption() => new Option<int>("--threads") { Description = "Number of threads; 0: every processor.", HelpName = "N" }.AtLeast(0);
 

@@ -34,6 +34,7 @@ internal static unsafe class BackwardAttention
         where TMask : struct, IMaskPredicate
     {
         var problem = new CheckedProblem(arguments);
+        problem = typeof(TScore) == typeof(UnmodifiedScore) ? problem : problem.WithBlockMask();
         Check(problem, gradients);
         switch (problem.Arguments.Normalizer)
         {

@@ -29,6 +29,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
     private readonly ScoreTile<TVector, TOps, TScore, TMask> _scoring;
     private readonly BackwardShape _shape;
     private readonly BackwardSums _sums;
+    private readonly GatheredBackward<TVector, TOps, TNormalizer>? _gathered;
     private readonly int[] _finished;
     private readonly nint[] _partials;
     private readonly Stack<nint> _free = new();
@@ -39,7 +40,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         (_problem, _a, _g) = (problem, problem.Arguments, gradients);
         _scoring = new(problem, modifier, predicate);
         _shape = new BackwardShape(problem, gradients, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(),
-            typeof(TScore) != typeof(UnmodifiedScore));
+            typeof(TScore) != typeof(UnmodifiedScore),
+            problem.IsGathered && typeof(TScore) == typeof(UnmodifiedScore) && typeof(TMask) == typeof(AllPairs));
         _finished = new int[problem.Sequences * problem.KeyHeads];
         _partials = new nint[_finished.Length * _shape.Parts];
         var buffers = _shape.PartialBuffers(problem.Threads);
@@ -51,6 +53,7 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         }
 
         _sums = new BackwardSums(problem, gradients, _shape, memory);
+        _gathered = _shape.Gathers ? new(problem, gradients, _shape, _sums) : null;
     }
 
     /// <summary>Computes every gradient that is asked for.</summary>
@@ -98,7 +101,11 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         var rows = slice.KeyLength + MicroKernel.Rows;
         NativeMemory.Clear(unit.KeyGradient, (nuint)(rows * _shape.KeyWidth * sizeof(float)));
         NativeMemory.Clear(unit.ValueGradient, (nuint)(rows * _shape.ValueWidth * sizeof(float)));
-        PackKeys(unit, share * _shape.ShareHeads);
+        if (_gathered is null)
+        {
+            PackKeys(unit, share * _shape.ShareHeads);
+        }
+
         for (var head = share * _shape.ShareHeads; head < (share + 1) * _shape.ShareHeads; head++)
         {
             unit.Head = head;
@@ -118,7 +125,15 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
             if (block % _shape.Splits == unit.Split)
             {
                 PackQueries(ref unit);
-                RunBlock(ref unit);
+                if (_gathered is null)
+                {
+                    RunBlock(ref unit);
+                }
+                else
+                {
+                    _gathered.RunBlock(ref unit);
+                }
+
                 StoreQueryGradient(unit);
             }
         }
@@ -363,7 +378,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
 
         unit.OutputFinite = BackwardPacking.Rows<TVector, TOps>(_g.Output, slice.Batch, head, first, rows, 1, unit.OutputRows,
             _shape.ValueWidth, _shape.ValueWidth);
-        NativeMemory.Clear(unit.QueryGradient, (nuint)(BackwardShape.MostStrips * MicroKernel.Rows * _shape.KeyWidth * sizeof(float)));
+        var padded = (rows + MicroKernel.Rows - 1) / MicroKernel.Rows * MicroKernel.Rows;
+        NativeMemory.Clear(unit.QueryGradient, (nuint)(padded * _shape.KeyWidth * sizeof(float)));
         for (var row = 0; row < rows; row++)
         {
             PrepareRow(ref unit, first, row);

@@ -21,7 +21,7 @@ internal sealed unsafe class BackwardShape
     private readonly CheckedProblem _problem;
     private readonly long _divided;
 
-    public BackwardShape(CheckedProblem problem, in AttentionGradients gradients, int lanes, int panelWidth, bool modified)
+    public BackwardShape(CheckedProblem problem, in AttentionGradients gradients, int lanes, int panelWidth, bool modified, bool gathers)
     {
         _problem = problem;
         long queries = problem.Queries, keys = problem.Keys;
@@ -45,7 +45,7 @@ internal sealed unsafe class BackwardShape
 
         // Blocks of equal size waste fewer rows than full ones and a rest.
         const int most = MostStrips * MicroKernel.Rows;
-        _divided = problem.Arguments.BlockMask?.QueryBlock ?? Math.Max(1, queries);
+        _divided = problem.ListedQueries > 0 ? problem.ListedQueries : Math.Max(1, queries);
         var parts = (_divided + most - 1) / most;
         BlockRows = (int)((((_divided + parts - 1) / parts) + MicroKernel.Rows - 1) / MicroKernel.Rows * MicroKernel.Rows);
         var blocks = (queries + BlockRows - 1) / BlockRows;
@@ -57,6 +57,7 @@ internal sealed unsafe class BackwardShape
         KeyWidth = (Depth + lanes - 1) / lanes * lanes;
         ValueWidth = (problem.ValueWidth + lanes - 1) / lanes * lanes;
         PanelKeys = (keys + panelWidth - 1) / panelWidth * panelWidth;
+        Gathers = gathers;
 
         // Products with the transposed tile write back up to five rows after the last key.
         AccumulatorRows = keys + MicroKernel.Rows;
@@ -106,6 +107,12 @@ internal sealed unsafe class BackwardShape
     /// <summary>Keys of the longest sequence in whole panels.</summary>
     public long PanelKeys { get; }
 
+    /// <summary>Whether keys are gathered tile by tile, instead of packed once.</summary>
+    public bool Gathers { get; }
+
+    /// <summary>Keys that are packed at a time.</summary>
+    public long PackedKeys => Gathers ? TileColumns : PanelKeys;
+
     /// <summary>Rows of the accumulated gradients of keys and values.</summary>
     public long AccumulatorRows { get; }
 
@@ -125,7 +132,7 @@ internal sealed unsafe class BackwardShape
     /// every batch item.</summary>
     public int RowsAt(in SequenceSlice slice, long query)
     {
-        var place = (_problem.Arguments.BlockMask is null ? query : slice.QueryStart + query) % _divided;
+        var place = (_problem.ListedQueries == 0 ? query : slice.QueryStart + query) % _divided;
         var end = Math.Min(_divided, ((place / BlockRows) + 1) * BlockRows);
         return (int)Math.Min(end - place, slice.QueryLength - query);
     }
@@ -224,6 +231,18 @@ internal unsafe struct BackwardUnit
     /// <summary>Accumulates over the queries the gradient of the scores.</summary>
     public float* ColumnSums;
 
+    /// <summary>The memory of the tile's gathered columns.</summary>
+    public float* Gathered;
+
+    /// <summary>Accumulates the gradient of the tile's gathered keys.</summary>
+    public float* TileKeyGradient;
+
+    /// <summary>Accumulates the gradient of the tile's gathered values.</summary>
+    public float* TileValueGradient;
+
+    /// <summary>A query as it is, where its keys are read row by row.</summary>
+    public float* QueryRow;
+
     /// <summary>Accumulates the gradient of the head's sink.</summary>
     public double SinkGradient;
 
@@ -249,10 +268,10 @@ internal unsafe struct BackwardUnit
         }
 
         const long tile = MostRows * MicroKernel.ScoreStride;
-        KeyPanels = Next(shape.PanelKeys * shape.Depth);
-        ValuePanels = Next(shape.PanelKeys * shape.ValueWidth);
-        KeyRows = Next(shape.PanelKeys * shape.KeyWidth);
-        KeysFinite = (bool*)Next((shape.PanelKeys / BackwardShape.TileColumns) + 1);
+        KeyPanels = Next(shape.PackedKeys * shape.Depth);
+        ValuePanels = Next(shape.PackedKeys * shape.ValueWidth);
+        KeyRows = Next(shape.PackedKeys * shape.KeyWidth);
+        KeysFinite = (bool*)Next((shape.PackedKeys / BackwardShape.TileColumns) + 1);
         QueryStrips = Next(MostRows * shape.Depth);
         QueryRows = Next(MostRows * shape.KeyWidth);
         OutputStrips = Next(MostRows * shape.ValueWidth);
@@ -266,6 +285,14 @@ internal unsafe struct BackwardUnit
         Unmodified = shape.Modified ? Next(tile) : null;
         QueryGradient = Next(MostRows * shape.KeyWidth);
         ColumnSums = Next(shape.PanelKeys);
+        if (shape.Gathers)
+        {
+            Gathered = Next(GatheredTile.Floats);
+            TileKeyGradient = Next((BackwardShape.TileColumns + MicroKernel.Rows) * (long)shape.KeyWidth);
+            TileValueGradient = Next((BackwardShape.TileColumns + MicroKernel.Rows) * (long)shape.ValueWidth);
+            QueryRow = Next(shape.KeyWidth);
+        }
+
         if (shape.Parts == 1)
         {
             KeyGradient = Next(shape.AccumulatorFloats);

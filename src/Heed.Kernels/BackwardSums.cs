@@ -108,6 +108,53 @@ internal readonly unsafe struct BackwardSums
         }
     }
 
+    /// <summary>As <see cref="Add"/> for gathered columns.</summary>
+    /// <param name="unit">The unit.</param>
+    /// <param name="tile">The columns, prepared for the head.</param>
+    /// <param name="gradients">Gradients of the first row, rows <see cref="MicroKernel.ScoreStride"/> floats apart; zeros past the last column.</param>
+    /// <param name="row">First row, within the block.</param>
+    /// <param name="rows">Number of rows.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public void AddGathered<TVector, TOps>(ref BackwardUnit unit, in GatheredTile tile, float* gradients, int row, int rows)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+    {
+        for (var end = row + rows; row < end; row++, gradients += MicroKernel.ScoreStride)
+        {
+            var query = unit.Query + row;
+            if (WantsPairs)
+            {
+                var bias = (float*)_g.Bias.Data + (unit.Slice.Batch * _g.Bias.BatchStride) + (unit.Head * _g.Bias.HeadStride)
+                    + ((unit.Slice.QueryStart + query) * _g.Bias.QueryStride) + unit.Slice.KeyStart;
+                for (var column = 0; column < tile.Count; column++)
+                {
+                    bias[tile.Keys[column]] += gradients[column];
+                }
+            }
+
+            for (var column = 0; _columns != null && column < tile.Count; column++)
+            {
+                unit.ColumnSums[tile.Keys[column]] += gradients[column];
+            }
+
+            var (sum, slope) = (TOps.Zero, TOps.Zero);
+            var position = TOps.Create(row);
+            for (var column = 0; column < tile.Count; column += TOps.Lanes)
+            {
+                var gradient = TOps.Load(gradients + column);
+                sum = TOps.Add(sum, gradient);
+                slope = TOps.MultiplyAdd(gradient, TOps.Abs(TOps.Subtract(position, TOps.Load(tile.Distances + column))), slope);
+            }
+
+            unit.SlopeGradient -= TOps.Sum(slope);
+            if (_rows != null)
+            {
+                var head = (unit.Slice.Batch * _problem.Heads) + unit.Head;
+                _rows[(head * _problem.Queries) + unit.Slice.QueryStart + query] += TOps.Sum(sum);
+            }
+        }
+    }
+
     /// <summary>Ends a head of a unit.</summary>
     public void End(in BackwardUnit unit)
     {

@@ -328,9 +328,12 @@ internal static unsafe class BackwardTile
         TOps.Store(TOps.Zero, product);
     }
 
+    /// <summary>Whether a weight says that its pair does not exist.</summary>
+    public static bool IsAbsent(float weight) => BitConverter.SingleToUInt32Bits(weight) == Absent;
+
     private static void AddCarefully(float* tile, float* weights, int at, float* right, int width, float* result)
     {
-        if (BitConverter.SingleToUInt32Bits(weights[at]) != Absent)
+        if (!IsAbsent(weights[at]))
         {
             for (var d = 0; d < width; d++)
             {

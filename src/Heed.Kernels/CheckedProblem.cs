@@ -16,6 +16,10 @@ internal readonly record struct SequenceSlice(int Index, long Batch, long QueryS
 /// The one place where arguments are refused.</summary>
 internal sealed unsafe class CheckedProblem
 {
+    // Shorter runs of keys cost more in whole vectors and short products than gathering them does.
+    private const int ShortRun = 48;
+    private const int FewQueries = 16;
+
     /// <summary>The arguments as given.</summary>
     public readonly AttentionArguments Arguments;
 
@@ -40,12 +44,6 @@ internal sealed unsafe class CheckedProblem
         CheckOptions();
         CheckBiases();
         CheckSequences();
-        if (Arguments.KeyRuns is { } runs && Heads > 0)
-        {
-            Arguments.BlockMask = runs.ToBlockMask(Heads);
-            Arguments.KeyRuns = null;
-        }
-
         Rank = HasLowRank ? checked((int)arguments.LowRankQuery.Width) : 0;
         Sequences = IsPacked ? arguments.Sequences : Batch;
 
@@ -106,6 +104,13 @@ internal sealed unsafe class CheckedProblem
     /// <summary>Whether position alone decides which keys a query sees: causality or a window.</summary>
     public bool IsBanded => Arguments.Causal != Causality.None || _before >= 0 || _after >= 0;
 
+    /// <summary>Whether keys are worth gathering, in passes that can: single tokens, blocks of a few keys, or blocks that a few queries read.</summary>
+    public bool IsGathered =>
+        Arguments.KeyRuns is not null || (Arguments.BlockMask is { IsWhole: true } mask && (mask.RunLength < ShortRun || Queries <= FewQueries));
+
+    /// <summary>Queries of a block of the block mask or the key runs; 0: there is neither.</summary>
+    public int ListedQueries => Arguments.BlockMask?.QueryBlock ?? Arguments.KeyRuns?.QueryBlock ?? 0;
+
     /// <summary>The key head that a query head reads.</summary>
     public int KeyHeadOf(int head) => head / Group;
 
@@ -137,6 +142,19 @@ internal sealed unsafe class CheckedProblem
         var end = Arguments.Causal == Causality.None ? slice.KeyLength : Math.Min(slice.KeyLength, position + 1);
         return _after < 0 ? end : Math.Min(end, position + _after + 1);
     }
+
+    /// <summary>The queries that see a key by its position; none where the end is at or below the first.</summary>
+    public (long First, long End) QueriesOf(in SequenceSlice slice, long key)
+    {
+        var aligned = key - slice.Shift;
+        var first = Arguments.Causal == Causality.None ? 0 : aligned;
+        first = _after < 0 ? first : Math.Max(first, aligned - _after);
+        return (Math.Max(first, 0), _before < 0 ? slice.QueryLength : Math.Min(slice.QueryLength, aligned + _before + 1));
+    }
+
+    /// <summary>The same problem with a block mask in place of key runs, for passes and options that do not gather.</summary>
+    public CheckedProblem WithBlockMask() =>
+        Arguments.KeyRuns is { } runs && Heads > 0 ? new(Arguments with { BlockMask = runs.ToBlockMask(Heads), KeyRuns = null }) : this;
 
     /// <summary>What a row is divided by under <see cref="Normalizer.ReluOverPosition"/>: the number of keys up to its position, at least one.</summary>
     public float KeysUpTo(in SequenceSlice slice, long query) =>

@@ -35,5 +35,5 @@ internal static unsafe class DecodingAttention
         a.Query.Length > 0 && a.Query.Length <= (a.Key.Length < FewKeys ? MostQueriesOverFewKeys : MostQueries)
         && a.Query.Batch > 0 && a.Query.Heads > 0 && a.Key.Length > 0 && a.Query.Width > 0 && a.Value.Width > 0
         && a.Normalizer == Normalizer.Softmax
-        && a.BlockMask is null && a.QueryOffsets == null && !a.LowRankQuery.IsGiven && !a.Statistics.Any;
+        && a.BlockMask is null && a.KeyRuns is null && a.QueryOffsets == null && !a.LowRankQuery.IsGiven && !a.Statistics.Any;
 }

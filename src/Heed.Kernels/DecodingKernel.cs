@@ -185,7 +185,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     /// <param name="First">The row that corresponds to the first of those computed with; null: none.</param>
     /// <param name="Stride">Bytes from one row to the next.</param>
     /// <param name="Bytes">Bytes of a row.</param>
-    private readonly record struct Upcoming(nint First, nint Stride, nint Bytes)
+    internal readonly record struct Upcoming(nint First, nint Stride, nint Bytes)
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public void Request(nint row)
@@ -203,7 +203,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
 
     /// <summary>Rows as float32, padded with zeros.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void Copy<TElement>(byte* source, nint sourceStride, float* destination, int stride, int width, int count)
+    internal static void Copy<TElement>(byte* source, nint sourceStride, float* destination, int stride, int width, int count)
         where TElement : struct, IElement
     {
         for (; count > 0; count--)
@@ -247,7 +247,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void ScoresOfOne<TElement>(float* query, byte* keys, nint keyStride, float* scores, int count, int width, Upcoming upcoming)
+    internal static void ScoresOfOne<TElement>(float* query, byte* keys, nint keyStride, float* scores, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
     {
         var j = 0;
@@ -516,7 +516,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]
-    private static void AccumulateOne<TElement>(float* weights, byte* values, nint valueStride, float* output, int count, int width, Upcoming upcoming)
+    internal static void AccumulateOne<TElement>(float* weights, byte* values, nint valueStride, float* output, int count, int width, Upcoming upcoming)
         where TElement : struct, IElement
     {
         nint d = 0;

@@ -413,7 +413,7 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
                 Normalizer.ReluOverPosition => 1 / _problem.KeysUpTo(block.Slice, block.Query + row),
                 _ => 1,
             };
-            Scale(block.Output + ((long)row * block.OutputStride), factor, a.Output.Row(block.Slice.Batch, block.Head, at), _problem.ValueWidth);
+            ForwardRows<TVector, TOps>.Scale(block.Output + ((long)row * block.OutputStride), factor, a.Output.Row(block.Slice.Batch, block.Head, at), _problem.ValueWidth);
         }
     }
 
@@ -469,21 +469,6 @@ internal sealed unsafe class ForwardKernel<TVector, TOps, TScore, TMask> : Paral
         else
         {
             OnlineSoftmax<TVector, TOps>.Raise(sink, block.Largest + row, sums, block.SumStride, output, block.OutputStride);
-        }
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Scale(float* source, float factor, float* destination, int width)
-    {
-        var column = 0;
-        for (; column + TOps.Lanes <= width; column += TOps.Lanes)
-        {
-            TOps.Store(TOps.Multiply(TOps.Load(source + column), TOps.Create(factor)), destination + column);
-        }
-
-        for (; column < width; column++)
-        {
-            destination[column] = source[column] * factor;
         }
     }
 

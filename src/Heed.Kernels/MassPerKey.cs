@@ -37,7 +37,7 @@ internal static unsafe class MassPerKeyPass
         where TMask : struct, IMaskPredicate
     {
         // Values are not read: whatever is given there is not looked at.
-        var problem = new CheckedProblem(arguments with { Value = arguments.Key });
+        var problem = new CheckedProblem(arguments with { Value = arguments.Key }).WithBlockMask();
         if (problem.Batch == 0 || problem.Heads == 0 || problem.Keys == 0)
         {
             return;
@@ -94,7 +94,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         _problem = problem;
         _mass = mass;
         _scoring = new(problem, modifier, predicate);
-        _shape = new BackwardShape(problem, default, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), modified: false);
+        _shape = new BackwardShape(problem, default, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), modified: false, gathers: false);
         _partial = _shape.Splits == 1 ? mass : Workspace.OfCall.Take(Count * _shape.Splits);
     }
 

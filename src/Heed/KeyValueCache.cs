@@ -40,7 +40,20 @@ public sealed class KeyValueCache : IDisposable
     /// <param name="windowOf">The window of each layer; null results: all tokens.</param>
     /// <exception cref="ArgumentException">As the other constructor.</exception>
     public KeyValueCache(int layers, torch.ScalarType type, long? limit, Func<int, long?> windowOf)
+        : this(layers, type, limit, windowOf, _ => null)
     {
+    }
+
+    /// <summary>Initializes an empty cache some layers of which keep not the latest tokens but the most important ones (see <see cref="AppendRanked"/>).</summary>
+    /// <param name="layers">Number of attention layers.</param>
+    /// <param name="type">Element type of the buffers.</param>
+    /// <param name="limit">The most tokens that a layer may hold; null: as many as memory allows.</param>
+    /// <param name="windowOf">The window of each layer; null results: all tokens.</param>
+    /// <param name="slotsOf">The ranked slots of each key/value head of a layer; null results: tokens are kept by their age. Not together with a window.</param>
+    /// <exception cref="ArgumentException">As the other constructors.</exception>
+    public KeyValueCache(int layers, torch.ScalarType type, long? limit, Func<int, long?> windowOf, Func<int, long?> slotsOf)
+    {
+        ArgumentNullException.ThrowIfNull(slotsOf);
         ArgumentNullException.ThrowIfNull(windowOf);
         if (layers < 1)
         {
@@ -69,7 +82,15 @@ public sealed class KeyValueCache : IDisposable
                     $"The window of a key-value cache is at least one token; {window} was given for layer {i}.", nameof(windowOf));
             }
 
-            _layers[i] = new(window ?? long.MaxValue);
+            var slots = slotsOf(i);
+            if (slots < 1 || (slots is not null && window is not null))
+            {
+                throw new ArgumentException(
+                    slots < 1 ? $"A ranked layer of a key-value cache has at least one slot; {slots} were given for layer {i}."
+                    : $"Layer {i} of a key-value cache has either a window or ranked slots, not both.", nameof(slotsOf));
+            }
+
+            _layers[i] = new(window ?? long.MaxValue) { Ranked = slots is null ? null : new RankedSlots(slots.Value) };
         }
     }
 
@@ -102,6 +123,7 @@ public sealed class KeyValueCache : IDisposable
             long bytes = 0;
             foreach (var layer in _layers)
             {
+                bytes += layer.Ranked?.Bytes ?? 0;
                 bytes += layer.Keys is null ? 0 : (layer.Keys.numel() * layer.Keys.ElementSize) + (layer.Values!.numel() * layer.Values.ElementSize);
             }
 
@@ -111,6 +133,9 @@ public sealed class KeyValueCache : IDisposable
 
     /// <summary>Tokens that a layer holds now (less than it has seen where a window dropped some).</summary>
     public long Held(int layer) => LayerAt(layer).Count;
+
+    /// <summary>The ranked slots of a layer's key/value heads; null: it keeps tokens by their age.</summary>
+    public long? Slots(int layer) => LayerAt(layer).Ranked?.Capacity;
 
     /// <summary>Appends the keys and values of new tokens to a layer.</summary>
     /// <param name="layer">The layer, from 0.</param>
@@ -128,10 +153,10 @@ public sealed class KeyValueCache : IDisposable
         ArgumentNullException.ThrowIfNull(value);
         var state = LayerAt(layer);
         CheckShapes(layer, state, key, value);
-        if ((key.requires_grad || value.requires_grad) && torch.is_grad_enabled())
+        CheckGradients(key, value);
+        if (state.Ranked is not null)
         {
-            throw new InvalidOperationException(
-                "A key-value cache keeps no gradients: call the model under torch.no_grad(), or train without a cache.");
+            throw new ArgumentException($"Layer {layer} of the key-value cache has ranked slots: give the importance of the tokens to {nameof(AppendRanked)}.", nameof(layer));
         }
 
         var added = key.size(2);
@@ -159,6 +184,44 @@ public sealed class KeyValueCache : IDisposable
         return (state.Keys!.narrow(2, state.Start, state.Count), state.Values!.narrow(2, state.Start, state.Count));
     }
 
+    /// <summary>Appends new tokens to a layer with ranked slots: each key/value head then holds the tokens of largest importance that it has seen, at most as many as it has slots; of
+    /// equal ones the later stay. For attention over a running top w (arXiv 2508.02124) that is everything that later tokens can still choose, exactly.</summary>
+    /// <param name="layer">The layer, from 0.</param>
+    /// <param name="key"><c>[B, Hkv, n, D]</c>; converted to the cache's element type.</param>
+    /// <param name="value"><c>[B, Hkv, n, Dv]</c>.</param>
+    /// <param name="importance"><c>[B, Hkv, n]</c>; kept in its own type, so that choices are those of the uncached computation.</param>
+    /// <returns>What the new tokens choose from, <c>[B, Hkv, m, D]</c>, <c>[B, Hkv, m, Dv]</c> and <c>[B, Hkv, m]</c>: several new tokens, the held ones before them, in order of
+    /// position; one new token, the tokens it keeps, in any order (itself not among them where others are more important). Valid as long as those of <see cref="Append"/>.</returns>
+    /// <exception cref="ArgumentException">The layer does not exist or has no ranked slots, the shapes do not fit each other or what the layer holds, or an importance is not a
+    /// number.</exception>
+    /// <exception cref="InvalidOperationException">The limit would be exceeded, or gradients would be lost.</exception>
+    public (torch.Tensor Key, torch.Tensor Value, torch.Tensor Importance) AppendRanked(int layer, torch.Tensor key, torch.Tensor value, torch.Tensor importance)
+    {
+        ArgumentNullException.ThrowIfNull(key);
+        ArgumentNullException.ThrowIfNull(value);
+        ArgumentNullException.ThrowIfNull(importance);
+        var state = LayerAt(layer);
+        var ranked = state.Ranked ?? throw new ArgumentException($"Layer {layer} of the key-value cache has no ranked slots: give it some when the cache is made.", nameof(layer));
+        CheckShapes(layer, state, key, value);
+        CheckGradients(key, value);
+        if (importance.dim() != 3 || importance.size(0) != key.size(0) || importance.size(1) != key.size(1) || importance.size(2) != key.size(2))
+        {
+            throw new ArgumentException($"The importance of keys {AttentionShape.Text(key)} is [B, Hkv, n]; {AttentionShape.Text(importance)} was given.", nameof(importance));
+        }
+
+        var held = Math.Min(ranked.Capacity, state.Count + key.size(2));
+        if (held > _limit)
+        {
+            throw new InvalidOperationException($"The key-value cache is limited to {_limit} tokens and layer {layer} would hold {held}. Reset it, truncate it, or give it a larger limit.");
+        }
+
+        using var quiet = torch.no_grad();
+        var result = ranked.Append(key, value, importance, state.Count, state.Seen, _type);
+        state.Count = held;
+        state.Seen += key.size(2);
+        return result;
+    }
+
     /// <summary>Forgets every token after the first <paramref name="length"/>, in every layer (to try another continuation, or after an
     /// interrupted step).</summary>
     /// <param name="length">Tokens to keep, counted from the first ever seen.</param>
@@ -176,7 +239,7 @@ public sealed class KeyValueCache : IDisposable
         for (var i = 0; i < _layers.Length; i++)
         {
             var (first, needed) = (_layers[i].Seen - _layers[i].Count, Math.Max(0, length - (_layers[i].Window - 1)));
-            if (first > needed)
+            if (first > needed && !(_layers[i].Ranked is not null && length == _layers[i].Seen))
             {
                 throw new InvalidOperationException(
                     $"Layer {i} of the key-value cache has dropped the tokens before {first}; cutting to {length} would need those from {needed} on. Reset the cache and run the prompt again.");
@@ -210,6 +273,15 @@ public sealed class KeyValueCache : IDisposable
         }
     }
 
+    private static void CheckGradients(torch.Tensor key, torch.Tensor value)
+    {
+        if ((key.requires_grad || value.requires_grad) && torch.is_grad_enabled())
+        {
+            throw new InvalidOperationException(
+                "A key-value cache keeps no gradients: call the model under torch.no_grad(), or train without a cache.");
+        }
+    }
+
     private static void Write(torch.Tensor buffer, long at, torch.Tensor tokens)
     {
         using var place = buffer.narrow(2, at, tokens.size(2));
@@ -224,12 +296,12 @@ public sealed class KeyValueCache : IDisposable
                 $"Keys [B, Hkv, n, D] and values [B, Hkv, n, Dv] of one batch, head count and length were expected, not {AttentionShape.Text(key)} and {AttentionShape.Text(value)}.", nameof(key));
         }
 
-        if (state.Keys is { } held && state.Count > 0
-            && (held.size(0) != key.size(0) || held.size(1) != key.size(1) || held.size(3) != key.size(3) || state.Values!.size(3) != value.size(3)
+        if ((state.Ranked?.Keys ?? state.Keys) is { } held && state.Count > 0 && (state.Ranked?.Values ?? state.Values) is { } heldValues
+            && (held.size(0) != key.size(0) || held.size(1) != key.size(1) || held.size(3) != key.size(3) || heldValues.size(3) != value.size(3)
                 || held.device_type != key.device_type))
         {
             throw new ArgumentException(
-                $"Layer {layer} of the key-value cache holds keys {AttentionShape.Text(held)} and values {AttentionShape.Text(state.Values!)} on {held.device}; "
+                $"Layer {layer} of the key-value cache holds keys {AttentionShape.Text(held)} and values {AttentionShape.Text(heldValues)} on {held.device}; "
                 + $"{AttentionShape.Text(key)} and {AttentionShape.Text(value)} on {key.device} do not continue them: only the length may differ. Reset the cache for another batch.",
                 nameof(key));
         }
@@ -247,6 +319,9 @@ public sealed class KeyValueCache : IDisposable
     private sealed class Layer(long window)
     {
         public long Window => window;
+
+        /// <summary>The slots where tokens are kept by their importance; null: by their age.</summary>
+        public RankedSlots? Ranked { get; init; }
 
         public torch.Tensor? Keys { get; private set; }
 
@@ -288,6 +363,7 @@ public sealed class KeyValueCache : IDisposable
 
         public void Free()
         {
+            Ranked?.Free();
             Keys?.Dispose();
             Values?.Dispose();
             Keys = Values = null;

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using Heed.Lab.Mechanisms;
 using Heed.Models;
 using Heed.Models.Generation;
 using TorchSharp;
@@ -22,10 +23,11 @@ internal static class GenerateCommand
         var topP = new Option<double>("--top-p") { Description = "Draw among the fewest likeliest tokens that together have this probability.", HelpName = "P", DefaultValueFactory = _ => 0.95 }
             .Within(share => share is > 0 and <= 1, "above 0 and at most 1");
         var seed = new Option<int>("--seed") { Description = "Seed of the draws: the same seed gives the same text.", HelpName = "N" };
+        var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
 
-        var command = new Command("generate", "Continue a text with a model, as it is written; then tokens per second and the cache's size.") { prompt, model, tokens, temperature, topK, topP, seed, threads, json };
+        var command = new Command("generate", "Continue a text with a model, as it is written; then tokens per second and the cache's size.") { prompt, model, tokens, temperature, topK, topP, seed, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
             if (result.GetValue(threads) is > 0 and var count)
@@ -33,8 +35,11 @@ internal static class GenerateCommand
                 torch.set_num_threads(count);
             }
 
+            var mechanism = result.GetValue(attention);
+            var edit = mechanism is null ? null : AttentionMechanism.Edit(mechanism);
             var folder = ModelFolder.Find(result.GetRequiredValue(model));
             using var pretrained = PretrainedModel.Load(folder);
+            using var swapped = edit is null ? null : pretrained.Model.Hooks.Install(edit);
             if (pretrained.Tokenizer is null)
             {
                 throw new InvalidDataException($"The model in {folder} has no tokenizer.json, so text cannot be given to it.");
@@ -72,6 +77,7 @@ internal static class GenerateCommand
                 terminal.WriteJson(new
                 {
                     Model = ModelFolder.NameOf(folder),
+                    Attention = mechanism,
                     Prompt = start,
                     generated.Text,
                     PromptTokens = generated.PromptTokens,
@@ -92,7 +98,7 @@ internal static class GenerateCommand
             terminal.Out.WriteLine();
             terminal.Notice(string.Create(
                 CultureInfo.InvariantCulture,
-                $"\n{generated.Ids.Count} tokens at {generated.TokensPerSecond:F0} per second after {generated.PromptTime.TotalMilliseconds:F0} ms for {generated.PromptTokens} of prompt; cache {generated.CacheBytes / MegaByte:F1} MB; {Why(generated.Reason)}."));
+                $"\n{generated.Ids.Count} tokens at {generated.TokensPerSecond:F0} per second after {generated.PromptTime.TotalMilliseconds:F0} ms for {generated.PromptTokens} of prompt; cache {generated.CacheBytes / MegaByte:F1} MB; {(mechanism is null ? "" : $"attention {mechanism}; ")}{Why(generated.Reason)}."));
             return ExitCode.Success;
         });
     }

@@ -27,12 +27,16 @@ internal static class InspectCommand
             HelpName = "MB",
             DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
         }.Between(0.1, 1000);
+        var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text and write a report (one HTML page) of what every head attends to.") { model, text, output, tokens, budget, threads, json };
+        var command = new Command("inspect", "Run a model on a text and write a report (one HTML page) of what every head attends to.") { model, text, output, tokens, budget, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
-            var options = new InspectionOptions { Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte) };
+            var options = new InspectionOptions
+            {
+                Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention),
+            };
             if (result.GetValue(threads) is > 0 and var count)
             {
                 torch.set_num_threads(count);
@@ -85,6 +89,11 @@ internal static class InspectCommand
             table.AddColumn(new TableColumn(name) { Alignment = left ? Justify.Left : Justify.Right });
         }
 
+        if (inspection.Attention is not null)
+        {
+            table.AddColumn(new TableColumn("computed") { Alignment = Justify.Right });
+        }
+
         var layer = 0;
         foreach (var head in inspection.Heads)
         {
@@ -95,14 +104,17 @@ internal static class InspectCommand
             }
 
             var statistics = head.Statistics;
-            table.AddRow(
+            string[] cells =
+            [
                 Text(head.Layer), Text(head.Head), Text(statistics.Entropy, "F2"), Percent(statistics.EntropyShare), Percent(statistics.FirstMass), Percent(statistics.NearMass), Text(statistics.MeanDistance, "F1"),
                 Percent(statistics.PreviousShare), Percent(statistics.SelfShare), statistics.Induction is { } induction ? Percent(induction) : "–",
-                $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]");
+                $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]",
+            ];
+            table.AddRow(head.ComputedShare is { } computed ? [.. cells, Percent(computed)] : cells);
         }
 
         console.Write(table);
-        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself");
+        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself{(inspection.Attention is null ? "" : "; pairs computed, of those that the layer has")}");
         foreach (var notice in inspection.Notices)
         {
             console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"[yellow]{notice}[/]");
@@ -112,6 +124,14 @@ internal static class InspectCommand
         console.MarkupLineInterpolated(
             CultureInfo.InvariantCulture,
             $"[bold]{inspection.Model.Name}[/] on {inspection.Source}: {inspection.Tokens.Count:N0} tokens, [bold]{inspection.BitsPerByte:F3}[/] bits per byte, {inspection.LossPerToken:F3} nats per token ({inspection.Seconds:F1} s)");
+        if (inspection.BitsPerByteWithout is { } without)
+        {
+            var change = (inspection.BitsPerByte / without) - 1;
+            console.MarkupLineInterpolated(
+                CultureInfo.InvariantCulture,
+                $"[bold]{inspection.Attention}[/] computes {Percent(inspection.Heads.Average(head => head.ComputedShare ?? 1))} of the pairs; the model's own attention reads the text at [bold]{without:F3}[/] bits per byte: the swap costs {change:+0.0%;-0.0%;0.0%}");
+        }
+
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"Report: [bold]{path}[/] ({new FileInfo(path).Length / (double)MegaByte:F1} MB); open it in a browser.");
     }
 
@@ -119,11 +139,13 @@ internal static class InspectCommand
     {
         inspection.Model,
         inspection.Source,
+        inspection.Attention,
         Tokens = inspection.Tokens.Count,
         inspection.PredictedTokens,
         inspection.PredictedBytes,
         inspection.LossPerToken,
         inspection.BitsPerByte,
+        inspection.BitsPerByteWithout,
         inspection.Seconds,
         Report = path,
         inspection.Notices,
@@ -140,6 +162,7 @@ internal static class InspectCommand
             head.Statistics.PreviousShare,
             head.Statistics.SelfShare,
             head.Statistics.Induction,
+            head.ComputedShare,
         }),
         TokenLosses = inspection.Tokens.Select(token => token.Loss),
     };

@@ -19,8 +19,9 @@ internal static class TrainCommand
         var threads = CommandExtensions.ThreadsOption();
         var resume = new Option<bool>("--resume") { Description = "Go on with a run that was stopped." };
         var text = new Option<string?>("--text") { Description = "Train on this UTF-8 text instead of the recipe's own.", HelpName = "FILE" };
+        var attention = new Option<string?>("--attention") { Description = "Train with this attention in place of the recipe's own.", HelpName = "NAME[:option=value,...]" };
         var json = CommandExtensions.JsonOption();
-        var command = new Command("train", "Train a model by one of Heed's recipes, with a progress bar and checkpoints.") { name, output, steps, minutes, seed, threads, resume, text, json };
+        var command = new Command("train", "Train a model by one of Heed's recipes, with a progress bar and checkpoints.") { name, output, steps, minutes, seed, threads, resume, text, attention, json };
         command.Validators.Add(result =>
         {
             if (result.GetResult(steps) is not null && result.GetResult(minutes) is not null)
@@ -41,7 +42,7 @@ internal static class TrainCommand
             {
                 Output = result.GetValue(output) ?? recipe.DefaultOutput, Steps = result.GetResult(steps) is null ? null : result.GetValue(steps),
                 Minutes = result.GetResult(minutes) is null ? null : result.GetValue(minutes), Seed = result.GetValue(seed),
-                Threads = result.GetValue(threads), Resume = result.GetValue(resume), TextFile = result.GetValue(text),
+                Threads = result.GetValue(threads), Resume = result.GetValue(resume), Attention = result.GetValue(attention), TextFile = result.GetValue(text),
             };
             RecipeResult trained;
             try

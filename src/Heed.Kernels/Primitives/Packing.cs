@@ -8,6 +8,8 @@ namespace Heed.Kernels;
 /// <summary>Copies operands into the order in which <see cref="MicroKernel"/> reads them.</summary>
 internal static unsafe class Packing
 {
+    private const int SixteenKeys = 16;
+
     /// <summary>Columns of a panel: of keys, and at most of values.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static int PanelWidth<TVector, TOps>()
@@ -93,6 +95,17 @@ internal static unsafe class Packing
         where TElement : struct, IElement
     {
         var key = 0;
+        var rows = stackalloc byte*[SixteenKeys];
+        for (; Avx512F.IsSupported && key + SixteenKeys <= keys; key += SixteenKeys)
+        {
+            for (var i = 0; i < SixteenKeys; i++)
+            {
+                rows[i] = source + ((key + i) * rowStride);
+            }
+
+            TransposeSixteen<TElement>(rows, depth, panel + key, width);
+        }
+
         for (; key + 4 <= keys; key += 4)
         {
             var row = source + (key * rowStride);
@@ -178,6 +191,185 @@ internal static unsafe class Packing
         }
 
         return TOps.Sum(check) + rest == 0;
+    }
+
+    /// <summary>As <see cref="KeyPanel"/> for keys that lie anywhere. Columns past the last key, up to a multiple of four, repeat it; those behind are left as they are.</summary>
+    /// <param name="source">First element of key 0.</param>
+    /// <param name="rowStride">Bytes from one key to the next.</param>
+    /// <param name="keys">The keys.</param>
+    /// <param name="count">Number of keys, 1 to <paramref name="width"/>.</param>
+    /// <param name="depth">Elements of a key.</param>
+    /// <param name="panel">Receives depth * width floats.</param>
+    /// <param name="width">Floats from one row of the panel to the next, a multiple of four.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void GatherKeys<TElement>(byte* source, nint rowStride, int* keys, int count, nint depth, float* panel, int width)
+        where TElement : struct, IElement
+    {
+        const int ahead = 16;
+        var key = 0;
+        var rows = stackalloc byte*[SixteenKeys];
+        for (; Avx512F.IsSupported && key + SixteenKeys <= count; key += SixteenKeys)
+        {
+            for (var i = 0; i < SixteenKeys; i++)
+            {
+                rows[i] = source + (keys[key + i] * rowStride);
+                if (key + i + ahead < count)
+                {
+                    Request(source + (keys[key + i + ahead] * rowStride), depth * TElement.Size);
+                }
+            }
+
+            TransposeSixteen<TElement>(rows, depth, panel + key, width);
+        }
+
+        for (; key < count; key += 4)
+        {
+            if (Sse.IsSupported)
+            {
+                for (var upcoming = key + ahead; upcoming < Math.Min(key + ahead + 4, count); upcoming++)
+                {
+                    Request(source + (keys[upcoming] * rowStride), depth * TElement.Size);
+                }
+            }
+
+            var row0 = source + (keys[key] * rowStride);
+            var row1 = source + (keys[Math.Min(key + 1, count - 1)] * rowStride);
+            var row2 = source + (keys[Math.Min(key + 2, count - 1)] * rowStride);
+            var row3 = source + (keys[Math.Min(key + 3, count - 1)] * rowStride);
+            var column = panel + key;
+            nint d = 0;
+            for (; d + 4 <= depth; d += 4)
+            {
+                var v0 = TElement.Load<Vector128<float>, Vector128Operations>(row0 + (d * TElement.Size));
+                var v1 = TElement.Load<Vector128<float>, Vector128Operations>(row1 + (d * TElement.Size));
+                var v2 = TElement.Load<Vector128<float>, Vector128Operations>(row2 + (d * TElement.Size));
+                var v3 = TElement.Load<Vector128<float>, Vector128Operations>(row3 + (d * TElement.Size));
+                Transpose(ref v0, ref v1, ref v2, ref v3);
+                v0.Store(column);
+                v1.Store(column + width);
+                v2.Store(column + (2 * (nint)width));
+                v3.Store(column + (3 * (nint)width));
+                column += 4 * (nint)width;
+            }
+
+            for (; d < depth; d++)
+            {
+                column[0] = TElement.Read(row0 + (d * TElement.Size));
+                column[1] = TElement.Read(row1 + (d * TElement.Size));
+                column[2] = TElement.Read(row2 + (d * TElement.Size));
+                column[3] = TElement.Read(row3 + (d * TElement.Size));
+                column += width;
+            }
+        }
+    }
+
+    /// <summary>As <see cref="ValuePanel"/> for rows that lie anywhere: all columns of a row side by side.</summary>
+    /// <param name="source">First element of row 0.</param>
+    /// <param name="rowStride">Bytes from one row to the next.</param>
+    /// <param name="rows">The rows.</param>
+    /// <param name="count">Number of rows.</param>
+    /// <param name="scale">Factor of every element.</param>
+    /// <param name="columns">Columns that exist.</param>
+    /// <param name="destination">Receives the rows.</param>
+    /// <param name="width">Columns of a row of the destination; those past the last are zero.</param>
+    /// <param name="stride">Floats from one row of the destination to the next.</param>
+    /// <returns>Whether everything is finite.</returns>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static bool GatherRows<TVector, TOps, TElement>(
+        byte* source, nint rowStride, int* rows, int count, float scale, int columns, float* destination, int width, int stride)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+        where TElement : struct, IElement
+    {
+        const int ahead = 8;
+        var factor = TOps.Create(scale);
+        var check = TOps.Zero;
+        float rest = 0;
+        for (var i = 0; i < count; i++)
+        {
+            if (Sse.IsSupported && i + ahead < count)
+            {
+                Request(source + (rows[i + ahead] * rowStride), columns * TElement.Size);
+            }
+
+            var row = source + (rows[i] * rowStride);
+            var column = 0;
+            for (; column + TOps.Lanes <= columns; column += TOps.Lanes)
+            {
+                var vector = TOps.Multiply(TElement.Load<TVector, TOps>(row + (column * TElement.Size)), factor);
+                check = TOps.MultiplyAdd(vector, TOps.Zero, check);
+                TOps.Store(vector, destination + column);
+            }
+
+            for (; column < columns; column++)
+            {
+                var value = TElement.Read(row + (column * TElement.Size)) * scale;
+                rest += value * 0;
+                destination[column] = value;
+            }
+
+            for (; column < width; column++)
+            {
+                destination[column] = 0;
+            }
+
+            destination += stride;
+        }
+
+        return TOps.Sum(check) + rest == 0;
+    }
+
+    /// <summary>The columns of sixteen keys in a panel.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void TransposeSixteen<TElement>(byte** rows, nint depth, float* column, nint width)
+        where TElement : struct, IElement
+    {
+        nint d = 0;
+        for (; d + 4 <= depth; d += 4)
+        {
+            // Each vector holds four elements of every fourth key: a transposition within the quarters leaves sixteen keys side by side.
+            var v0 = EveryFourth<TElement>(rows, d * TElement.Size);
+            var v1 = EveryFourth<TElement>(rows + 1, d * TElement.Size);
+            var v2 = EveryFourth<TElement>(rows + 2, d * TElement.Size);
+            var v3 = EveryFourth<TElement>(rows + 3, d * TElement.Size);
+            var low02 = Avx512F.UnpackLow(v0, v2);
+            var low13 = Avx512F.UnpackLow(v1, v3);
+            var high02 = Avx512F.UnpackHigh(v0, v2);
+            var high13 = Avx512F.UnpackHigh(v1, v3);
+            Avx512F.UnpackLow(low02, low13).Store(column);
+            Avx512F.UnpackHigh(low02, low13).Store(column + width);
+            Avx512F.UnpackLow(high02, high13).Store(column + (2 * width));
+            Avx512F.UnpackHigh(high02, high13).Store(column + (3 * width));
+            column += 4 * width;
+        }
+
+        for (; d < depth; d++)
+        {
+            for (var i = 0; i < SixteenKeys; i++)
+            {
+                column[i] = TElement.Read(rows[i] + (d * TElement.Size));
+            }
+
+            column += width;
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<float> EveryFourth<TElement>(byte** rows, nint offset)
+        where TElement : struct, IElement => Vector512.Create(
+            Vector256.Create(
+                TElement.Load<Vector128<float>, Vector128Operations>(rows[0] + offset), TElement.Load<Vector128<float>, Vector128Operations>(rows[4] + offset)),
+            Vector256.Create(
+                TElement.Load<Vector128<float>, Vector128Operations>(rows[8] + offset), TElement.Load<Vector128<float>, Vector128Operations>(rows[12] + offset)));
+
+    /// <summary>Asks for the cache lines of a row that will be read soon.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Request(byte* row, nint bytes)
+    {
+        for (nint line = 0; line < bytes; line += 64)
+        {
+            Sse.Prefetch0(row + line);
+        }
     }
 
     private static Vector128<float> Keep(bool keep) => keep ? Vector128<float>.AllBitsSet : Vector128<float>.Zero;

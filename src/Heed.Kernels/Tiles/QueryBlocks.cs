@@ -1,6 +1,6 @@
 namespace Heed.Kernels;
 
-/// <summary>The queries of a sequence in blocks of a few strips, each within one block of queries of the block mask. The division depends on the problem only, never on the threads.</summary>
+/// <summary>The queries of a sequence in blocks of a few strips, each within one block of queries of the block mask or key runs. The division depends on the problem only, never on the threads.</summary>
 internal readonly struct QueryBlocks
 {
     private readonly long _start;
@@ -18,9 +18,9 @@ internal readonly struct QueryBlocks
     {
         (_start, _end, _origin) = (slice.QueryStart, slice.QueryStart + slice.QueryLength, slice.QueryStart);
         (_maskBlock, _parts, _partRows) = (rows, 1, rows);
-        if (problem.Arguments.BlockMask is { } mask)
+        if (problem.ListedQueries > 0)
         {
-            _maskBlock = mask.QueryBlock;
+            _maskBlock = problem.ListedQueries;
             _origin = _start / _maskBlock * _maskBlock;
             _parts = (int)Math.Max(1, (_maskBlock + (rows / 3)) / (rows + (rows / 3)));
             var share = (_maskBlock + _parts - 1) / _parts;

@@ -178,13 +178,18 @@ internal static class MaskBenchmarks
                 "window/512", DenseBenchmarks.Shape(Heads, compared, Width, true), inputs.Heed(options), "libtorch with a boolean mask", inputs.LibTorch(mask: mask), new(15));
         }
 
-        foreach (var length in context.Quick ? [2048] : new long[] { 4096, 16384, 65536, 262144 })
+        var times = new List<(long Length, double Milliseconds)>();
+        foreach (var length in context.Quick ? [1024, 2048] : new long[] { 4096, 16384, 65536, 262144 })
         {
             using var inputs = new Inputs(Heads, length, length, Width);
-            yield return context.Row(
-                "window/growth", DenseBenchmarks.Shape(Heads, length, Width, true), inputs.Heed(options), "none", null,
+            var row = context.Row(
+                "window/length", DenseBenchmarks.Shape(Heads, length, Width, true), inputs.Heed(options), "none", null,
                 gigaflop: 4.0 * Heads * Width * length * Math.Min(WindowTokens, length) / 1e9);
+            times.Add((length, row.Milliseconds));
+            yield return row;
         }
+
+        yield return SelectorBenchmarks.Growth(context, "window", times, from: 0, most: 1.1)!;
     }
 
     public static IEnumerable<BenchmarkResult> Blocks(BenchmarkContext context)

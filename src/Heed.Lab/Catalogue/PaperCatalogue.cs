@@ -38,7 +38,10 @@ public static class PaperCatalogue
             "Prompts change more smoothly than with the compared methods: CSCV 84.90 % against 84.37 % for FreeNoise, 78.74 % on the same model."),
         new("dynamic-mask-attention", "Trainable Dynamic Mask Sparse Attention", "2508.02124", 2025, Room.Masks,
             "Values say how important each key is; the most important survive, and their importance is added to the score.",
-            "Lower perplexity than dense, windowed and latent attention from 80M to 1.7B parameters; the kernel is 49.8 times faster than masked SDPA at 32k keys."),
+            "Lower perplexity than dense, windowed and latent attention from 80M to 1.7B parameters; the kernel is 49.8 times faster than masked SDPA at 32k keys.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/DynamicMask.cs",
+        },
         new("flashbias", "FlashBias: Fast Computation of Attention with Bias", "2505.12044", 2025, Room.Biases,
             "Replaces a dense bias by two thin factors appended to queries and keys: exact for ALiBi, by SVD or learned otherwise.",
             "Memory of attention with a bias falls 5 times in training and 10 times in inference at 16,384 tokens; SwinV2-B keeps its accuracy (87.186 % against 87.144 %).")
@@ -74,7 +77,10 @@ public static class PaperCatalogue
             "Heads chosen greedily lift PickScore from 19.66 to 20.70 on unseen prompts; the best 6 of 24 match or beat whole-layer guidance in FID."),
         new("hip-attention", "HiP Attention: Hierarchically Pruned Attention", "2406.09827", 2024, Room.Masks,
             "Finds the most relevant keys of a query block by a beam search down a tree of representative keys.",
-            "Attention in O(T log T) time without training; decoding up to 6.83 times faster at 128k tokens."),
+            "Attention in O(T log T) time without training; decoding up to 6.83 times faster at 128k tokens.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/HipSelector.cs",
+        },
         new("imbalanced-attention", "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", "2501.12206", 2025, Room.Edits,
             "Raises the scores of informative and summary image tokens while a vision-language model writes.",
             "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8."),
@@ -108,7 +114,10 @@ public static class PaperCatalogue
             "ImageNet top-1 of 84.2 with 5.5 GFLOPs, against 83.8 with 15.4 for ConvNeXt-B."),
         new("psa", "PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation", "2512.04025", 2025, Room.Masks,
             "Each query block reads a key block in full, pooled by 2, 4 or 8, or not at all.",
-            "CogVideoX-5B in 4 distilled steps at 85 % sparsity scores 0.826 on VBench; full attention in 50 steps has 0.819."),
+            "CogVideoX-5B in 4 distilled steps at 85 % sparsity scores 0.826 on VBench; full attention in 50 steps has 0.819.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/PyramidSelector.cs",
+        },
         new("rcmha", "RCMHA: Relative Convolutional Multi-Head Attention for Natural Language Modelling", "2308.03429", 2023, Room.Heads,
             "Relative-position attention whose queries, keys and values pass a short causal convolution.",
             "Language-modelling accuracy of 0.572, above plain, convolutional and relative attention, with 2.98 GB against 3.5 GB of memory."),
@@ -120,7 +129,10 @@ public static class PaperCatalogue
             "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
-            "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens."),
+            "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/SuperlinearAttention.cs",
+        },
         new("tangnn",
             "TANGNN: a Concise, Scalable and Effective Graph Neural Networks with Top-m Attention Mechanism for Graph Representation Learning", "2411.15458", 2024, Room.Mixers,
             "Each vertex attends to the m most similar vertices and aggregates its neighbours.",
@@ -148,7 +160,10 @@ public static class PaperCatalogue
             "Regularised attention flow is needed: 8.5 mAR on CODA, 10.1 with head weights, 2.2 for the plain map and 0.1 for plain flow."),
         new("vmoba", "VMoBA: Mixture-of-Block Attention for Video Diffusion Models", "2506.23858", 2025, Room.Masks,
             "Queries choose key blocks cut along time, space or both, from one pool per head, up to a share of similarity.",
-            "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench)."),
+            "Training at 55K tokens takes 2.83 times fewer operations and 1.48 times less time at equal quality (68.34 against 68.25 on VBench).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Masks/MixtureOfBlocks.cs",
+        },
     ];
 
     /// <summary>The papers, by slug. What was measured comes from the last full runs of <c>heed reproduce</c> that this build knows.</summary>

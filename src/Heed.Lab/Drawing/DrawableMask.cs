@@ -15,7 +15,7 @@ public sealed record DrawableMask(string Name, string Usage, string Summary, Fun
 {
     private const string FileName = "FILE.safetensors";
 
-    /// <summary>All masks. A mechanism that selects pairs adds its own.</summary>
+    /// <summary>All masks that need no queries and keys. Those that are selected by content are in <see cref="AttentionMechanism.All"/>.</summary>
     public static IReadOnlyList<DrawableMask> All { get; } =
     [
         new("full", "full", "every pair", (mask, tokens) => BlockMasks.SlidingWindow(tokens, tokens, null, null, Causality.None, BlockOf(mask), BlockOf(mask))),
@@ -41,7 +41,8 @@ public sealed record DrawableMask(string Name, string Usage, string Summary, Fun
         var specification = Specification.Parse(text);
         var isFile = specification.Name.EndsWith(".safetensors", StringComparison.OrdinalIgnoreCase);
         var mask = All.FirstOrDefault(mask => mask.Name == (isFile ? FileName : specification.Name))
-            ?? throw new ArgumentException($"There is no mask '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))}.");
+            ?? throw new ArgumentException(
+                $"There is no mask '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name).Union(AttentionMechanism.All.Select(known => known.Name)))}.");
         var built = mask.Build(specification, tokens);
         specification.RefuseUnread();
         return built;

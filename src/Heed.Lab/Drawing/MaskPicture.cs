@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Heed.Kernels;
 using Heed.Lab.Figures;
 using Heed.Models;
@@ -16,6 +17,8 @@ public sealed class MaskPicture : IDisposable
     private const int Gap = 48;
     private const int HeaderHeight = 96;
     private const int FooterHeight = 64;
+    private const int MostLevels = 4;
+    private const double PalestLevel = 0.75;
 
     private static readonly SKColor Background = SKColors.White;
     private static readonly SKColor Ink = new(0x22, 0x22, 0x22);
@@ -59,14 +62,7 @@ public sealed class MaskPicture : IDisposable
     public static MaskPicture Draw(BlockMask mask, string title, int batch = 0, int head = 0)
     {
         ArgumentNullException.ThrowIfNull(mask);
-        return Draw(
-            mask.QueryLength, mask.KeyLength, title, $"blocks of {mask.QueryBlock} x {mask.KeyBlock}, {mask.Density:P1} listed",
-            (rectangle, plan) => MaskCensus.Of(mask, batch, head, rectangle, (queryBlock, keyBlock, isPartial) =>
-            {
-                var (query, key) = ((long)queryBlock * mask.QueryBlock, (long)keyBlock * mask.KeyBlock);
-                plan(query, key, Math.Min(mask.QueryBlock, mask.QueryLength - query), Math.Min(mask.KeyBlock, mask.KeyLength - key), isPartial);
-            }),
-            census => [(FullColor, $"{census.FullBlocks:N0} full"), (PartialColor, $"{census.PartialBlocks:N0} partial"), (EmptyColor, $"{census.EmptyBlocks:N0} empty")]);
+        return Draw(mask.QueryLength, mask.KeyLength, title, (rectangle, plan) => MaskCensus.Of(mask, batch, head, rectangle, plan));
     }
 
     /// <summary>Draws one head of key runs.</summary>
@@ -77,15 +73,22 @@ public sealed class MaskPicture : IDisposable
     public static MaskPicture Draw(KeyRuns runs, string title, int batch = 0, int head = 0)
     {
         ArgumentNullException.ThrowIfNull(runs);
-        return Draw(
-            runs.QueryLength, runs.KeyLength, title, $"runs of keys for blocks of {runs.QueryBlock} queries",
-            (rectangle, plan) => MaskCensus.Of(runs, batch, head, rectangle, plan),
-            census => [(FullColor, $"{census.FullBlocks:N0} runs for a whole block"), (PartialColor, $"{census.PartialBlocks:N0} for some of its queries")]);
+        return Draw(runs.QueryLength, runs.KeyLength, title, (rectangle, plan) => MaskCensus.Of(runs, batch, head, rectangle, plan));
+    }
+
+    /// <summary>Draws one head of what a call computes.</summary>
+    /// <param name="call">The call, as a selector rewrote it.</param>
+    /// <param name="title">What to write above it.</param>
+    /// <param name="batch">Batch item.</param>
+    /// <param name="head">Query head.</param>
+    public static MaskPicture Draw(AttentionCall call, string title, int batch = 0, int head = 0)
+    {
+        ArgumentNullException.ThrowIfNull(call);
+        return Draw(call.Query.size(2), call.Key.size(2), title, (rectangle, plan) => MaskCensus.Of(call, batch, head, rectangle, plan));
     }
 
     private static MaskPicture Draw(
-        long queryLength, long keyLength, string title, string plan,
-        Func<Action<long, long, long, long>, Action<long, long, long, long, bool>, MaskCensus> count, Func<MaskCensus, IEnumerable<(SKColor Color, string Label)>> legend)
+        long queryLength, long keyLength, string title, Func<Action<long, long, long, long>, Action<PlannedBlock>, MaskCensus> count)
     {
         var longest = Math.Max(queryLength, keyLength);
         var pixelsPerPair = (int)Math.Max(1, PanelSize / longest);
@@ -103,19 +106,30 @@ public sealed class MaskPicture : IDisposable
         var counts = new long[panel.Width, panel.Height];
         var blocksAt = new SKPointI(second, HeaderHeight);
         FillRectangle(blocksAt.X, blocksAt.Y, panel.Width, panel.Height, EmptyColor);
-        var census = count(Count, (query, key, queries, keys, isPartial) =>
+        var planned = new List<PlannedBlock>();
+        var census = count(Count, planned.Add);
+        // Blocks with a bias stand for something coarser or weaker: the further from no bias, the paler.
+        var levels = planned.Select(block => block.Bias).Distinct().OrderBy(Math.Abs).ToList();
+        foreach (var block in planned)
         {
-            var (left, right) = (Pixel(key), Pixel(key + keys));
-            var (top, bottom) = (Pixel(query), Pixel(query + queries));
+            var (left, right) = (Pixel(block.Key), Pixel(block.Key + block.Keys));
+            var (top, bottom) = (Pixel(block.Query), Pixel(block.Query + block.Queries));
             // Blocks are set apart where there is room for it.
             var apart = Math.Min(right - left, bottom - top) >= 6 ? 1 : 0;
-            FillRectangle(blocksAt.X + left, blocksAt.Y + top, Math.Max(1, right - left - apart), Math.Max(1, bottom - top - apart), isPartial ? PartialColor : FullColor);
-        });
-        for (var x = 0; x < panel.Width; x++)
+            FillRectangle(
+                blocksAt.X + left, blocksAt.Y + top, Math.Max(1, right - left - apart), Math.Max(1, bottom - top - apart),
+                Level(block.IsPartial ? PartialColor : FullColor, levels.IndexOf(block.Bias), levels.Count));
+        }
+
+        canvas.Flush();
+        var pixels = MemoryMarshal.Cast<byte, uint>(bitmap.GetPixelSpan());
+        for (var y = 0; y < panel.Height; y++)
         {
-            for (var y = 0; y < panel.Height; y++)
+            var row = pixels.Slice(((pairsAt.Y + y) * bitmap.Width) + pairsAt.X, panel.Width);
+            for (var x = 0; x < row.Length; x++)
             {
-                bitmap.SetPixel(pairsAt.X + x, pairsAt.Y + y, Shade(counts[x, y] / (double)PairsOf(x, y)));
+                var shade = Shade(counts[x, y] / (double)PairsOf(x, y));
+                row[x] = shade.Red | ((uint)shade.Green << 8) | ((uint)shade.Blue << 16) | (0xFFu << 24);
             }
         }
 
@@ -170,13 +184,37 @@ public sealed class MaskPicture : IDisposable
             canvas.DrawText(title, Margin, 38, large, text);
             canvas.DrawText($"{census.Pairs:N0} of {census.Queries:N0} x {census.Keys:N0} pairs ({census.Share:P1})", Margin, 66, small, text);
             canvas.DrawText("queries down, keys to the right" + (pairsPerPixel > 1 ? $"; a pixel is {pairsPerPixel} x {pairsPerPixel} pairs" : ""), Margin, HeaderHeight - 8, small, text);
-            canvas.DrawText(plan, blocksAt.X, HeaderHeight - 8, small, text);
+            canvas.DrawText(
+                census.KeyBlock is { } keyBlock ? $"blocks of {census.QueryBlock} x {keyBlock}, {census.ListedShare:P1} computed" : $"runs of keys for blocks of {census.QueryBlock} queries",
+                blocksAt.X, HeaderHeight - 8, small, text);
             var x = blocksAt.X;
-            foreach (var (color, label) in legend(census))
+            foreach (var (color, label) in Legend())
             {
                 FillRectangle(x, HeaderHeight + panel.Height + 22, 16, 16, color);
                 canvas.DrawText(label, x + 22, HeaderHeight + panel.Height + 36, small, text);
                 x += 22 + (int)small.MeasureText(label) + 24;
+            }
+        }
+
+        IEnumerable<(SKColor Color, string Label)> Legend()
+        {
+            var isRuns = census.KeyBlock is null;
+            if (levels.Count > 1)
+            {
+                foreach (var level in levels.Take(MostLevels))
+                {
+                    yield return (Level(FullColor, levels.IndexOf(level), levels.Count), $"bias {level:0.##}: {planned.Count(block => block.Bias == level):N0}");
+                }
+            }
+            else
+            {
+                yield return (FullColor, isRuns ? $"{census.FullBlocks:N0} runs for a whole block" : $"{census.FullBlocks:N0} full");
+                yield return (PartialColor, isRuns ? $"{census.PartialBlocks:N0} for some of its queries" : $"{census.PartialBlocks:N0} partial");
+            }
+
+            if (!isRuns)
+            {
+                yield return (EmptyColor, $"{census.EmptyBlocks:N0} empty");
             }
         }
     }
@@ -197,6 +235,13 @@ public sealed class MaskPicture : IDisposable
     /// <summary>The colour of a share of existing pairs: white for none, the full blocks' colour for all.</summary>
     internal static SKColor Shade(double share) => new(
         Between(Background.Red, FullColor.Red, share), Between(Background.Green, FullColor.Green, share), Between(Background.Blue, FullColor.Blue, share));
+
+    /// <summary>A paler form of a colour for every further level of bias.</summary>
+    private static SKColor Level(SKColor color, int level, int levels)
+    {
+        var share = levels > 1 ? PalestLevel * level / (levels - 1) : 0;
+        return new(Between(color.Red, Background.Red, share), Between(color.Green, Background.Green, share), Between(color.Blue, Background.Blue, share));
+    }
 
     private static byte Between(byte from, byte to, double share) => (byte)Math.Round(from + ((to - from) * share));
 }

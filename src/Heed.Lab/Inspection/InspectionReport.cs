@@ -117,7 +117,9 @@ public static class InspectionReport
             json.WriteNumber("key_value_heads", inspection.Model.KeyValueHeads);
             json.WriteNumber("parameters", inspection.Model.Parameters);
             json.WriteEndObject();
+            json.WriteString("attention", inspection.Attention);
             Number(json, "bits_per_byte", inspection.BitsPerByte);
+            Number(json, "bits_per_byte_without", inspection.BitsPerByteWithout);
             Number(json, "loss_per_token", inspection.LossPerToken);
             json.WriteNumber("tokens_per_cell", map.TokensPerCell);
             json.WriteNumber("side", map.Side);
@@ -151,6 +153,7 @@ public static class InspectionReport
                 Number(json, "previous_share", statistics.PreviousShare);
                 Number(json, "self_share", statistics.SelfShare);
                 Number(json, "induction", statistics.Induction);
+                Number(json, "computed_share", head.ComputedShare);
                 Number(json, "received_max", MostReceived(head));
                 json.WriteEndObject();
             });

@@ -30,6 +30,9 @@ public sealed record InspectedHead
     /// <summary>What it looks like.</summary>
     public HeadLook Look => HeadLooks.Of(Statistics);
 
+    /// <summary>Share of the layer's pairs that the mechanism in place of the model's attention computed; null where there is none.</summary>
+    public double? ComputedShare { get; init; }
+
     /// <summary>Its map; null where only statistics were wanted.</summary>
     public PooledMap? Map { get; init; }
 
@@ -69,6 +72,12 @@ public sealed record InspectionResult
 
     /// <summary>Sentences that the reader must know (a text that was cut, for instance).</summary>
     public IReadOnlyList<string> Notices { get; init; } = [];
+
+    /// <summary>The mechanism in place of the model's attention, as it was asked for; null where there is none.</summary>
+    public string? Attention { get; init; }
+
+    /// <summary>Bits per byte of the same text by the model's own attention, where another one stands in its place.</summary>
+    public double? BitsPerByteWithout { get; init; }
 
     /// <summary>Seconds that running the model with all statistics took.</summary>
     public double Seconds { get; init; }

@@ -1,6 +1,8 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Text;
+using Heed.Edits;
+using Heed.Lab.Mechanisms;
 using Heed.Models;
 using Heed.Models.Decoders;
 using Heed.Models.Tokenizers;
@@ -23,7 +25,7 @@ public static class Inspector
     /// <param name="options">How; null: the defaults.</param>
     /// <param name="progress">Told after every layer.</param>
     /// <param name="cancellation">Stops between layers.</param>
-    /// <exception cref="ArgumentException">The text is too short, or the model has no tokenizer.</exception>
+    /// <exception cref="ArgumentException">The text is too short, the model has no tokenizer, or there is no such mechanism as the options name.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     public static InspectionResult Run(
         PretrainedModel pretrained,
@@ -37,6 +39,7 @@ public static class Inspector
         ArgumentNullException.ThrowIfNull(pretrained);
         ArgumentNullException.ThrowIfNull(text);
         options ??= new();
+        var (edit, shares) = Swap(options.Attention, pretrained.Configuration);
         var tokenizer = pretrained.Tokenizer ?? throw new ArgumentException($"The model {name} has no tokenizer.json, so text cannot be given to it.");
         var model = pretrained.Model;
         var configuration = pretrained.Configuration;
@@ -50,7 +53,7 @@ public static class Inspector
         var watch = Stopwatch.StartNew();
         var heads = configuration.Layers * configuration.Heads;
         var (topCount, cell) = InspectionReport.Detail(tokens.Count, heads, options.MapBudget);
-        var total = 2 * configuration.Layers;
+        var total = (edit is null ? 2 : 3) * configuration.Layers;
         var done = 0;
         void LayerDone(int layer)
         {
@@ -64,7 +67,17 @@ public static class Inspector
         var near = new NearMassProbe(model.Hooks);
         var maps = new MapPoolingProbe(model.Hooks, cell, LayerDone);
         var ids = tokens.Select(token => (long)token.Id).ToArray();
+        var bytes = PredictedBytes(text, tokens);
+        double? without = null;
+        if (edit is not null)
+        {
+            using var counter = model.Hooks.Install(new LayerCounter(LayerDone));
+            without = Losses(model.forward(tensor(ids).unsqueeze(0)), ids).Sum() / Math.Log(2) / bytes;
+        }
+
+        using var swapped = edit is null ? null : model.Hooks.Install(edit);
         double?[] losses;
+        using (shares is null ? null : model.Hooks.Install(shares))
         using (model.Hooks.Install(statistics))
         using (model.Hooks.Install(near))
         using (model.Hooks.Install(maps))
@@ -82,7 +95,8 @@ public static class Inspector
         var all = new List<InspectedHead>(heads);
         foreach (var site in statistics.Sites)
         {
-            AddHeads(all, site.Layer, statistics[site], near.Mass[site.Layer], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer));
+            AddHeads(all, site.Layer, statistics[site], near.Mass[site.Layer], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer),
+                shares?.Shares[site.Layer]);
         }
 
         return new InspectionResult
@@ -90,13 +104,19 @@ public static class Inspector
             Model = new(name, configuration.Layers, configuration.Heads, configuration.KeyValueHeads, model.ParameterCount),
             Tokens = Describe(text, tokens, tokenizer, losses),
             Heads = all,
-            PredictedBytes = PredictedBytes(text, tokens),
+            PredictedBytes = bytes,
             TopCount = topCount,
             Source = source,
             Notices = notices,
+            Attention = options.Attention,
+            BitsPerByteWithout = without,
             Seconds = watch.Elapsed.TotalSeconds,
         };
     }
+
+    private static (SelectorEdit? Edit, ComputedShareProbe? Shares) Swap(string? attention, DecoderConfiguration configuration) => attention is null
+        ? (null, null)
+        : (AttentionMechanism.Edit(attention), new(AttentionMechanism.Selectors(attention), configuration.WindowOf));
 
     private static List<TextToken> Cut(IReadOnlyList<TextToken> tokens, DecoderConfiguration configuration, InspectionOptions options, List<string> notices)
     {
@@ -166,7 +186,8 @@ public static class Inspector
     }
 
     private static void AddHeads(
-        List<InspectedHead> all, int layer, AttentionStatistics statistics, float[] near, int? window, int topCount, PooledMap[] maps, float[]? induction)
+        List<InspectedHead> all, int layer, AttentionStatistics statistics, float[] near, int? window, int topCount, PooledMap[] maps, float[]? induction,
+        double[]? shares)
     {
         static T[] Values<T>(Tensor tensor, ScalarType type)
             where T : unmanaged
@@ -192,6 +213,7 @@ public static class Inspector
                 Layer = layer,
                 Head = head,
                 Statistics = HeadStatistics.Of(entropy.AsSpan(rows), place.AsSpan(rows), distance.AsSpan(rows), first.AsSpan(rows), near.AsSpan(rows), window, induction?[head]),
+                ComputedShare = shares?[head],
                 Map = maps[head],
                 TopKeys = topKeys[top],
                 TopWeights = topWeights[top],

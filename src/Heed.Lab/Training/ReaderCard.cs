@@ -43,7 +43,7 @@ internal static class ReaderCard
             ## Model
 
             Llama block: width {configuration.HiddenSize}, {configuration.Layers} layers, {configuration.Heads} query heads of {configuration.HeadWidth}, {configuration.KeyValueHeads} key/value heads, feed-forward width {configuration.IntermediateSize}, rotary positions,
-            {configuration.VocabularySize:N0} byte-level byte-pair tokens (about {(double)run.TrainingBytes / run.TrainingTokens:F1} bytes each), output tied to the embedding, context {configuration.ContextLength:N0} tokens. Every text begins with `<|begin|>`. The folder is in the
+            {configuration.VocabularySize:N0} byte-level byte-pair tokens (about {(double)run.TrainingBytes / run.TrainingTokens:F1} bytes each), output tied to the embedding, context {configuration.ContextLength:N0} tokens.{(run.Attention is null ? "" : $" It was trained and measured with `--attention {run.Attention}`: give the same to `heed generate` and `heed inspect`.")} Every text begins with `<|begin|>`. The folder is in the
             format of Hugging Face: `config.json`, `model.safetensors`, `tokenizer.json`.
 
             ## Training

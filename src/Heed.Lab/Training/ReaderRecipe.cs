@@ -4,6 +4,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using Heed.Lab.Corpora;
 using Heed.Lab.Figures;
+using Heed.Lab.Mechanisms;
 using Heed.Models;
 using Heed.Models.Decoders;
 using Heed.Models.Tokenizers;
@@ -50,6 +51,8 @@ public sealed class ReaderRecipe : TrainingRecipe
             throw new ArgumentException($"A run that was stopped lies in '{checkpoint}': go on with it by --resume, or delete it to start afresh.");
         }
 
+        // A misspelt mechanism is better known before the data are read.
+        var edit = options.Attention is { } attention ? AttentionMechanism.Edit(attention) : null;
         if (options.Threads > 0)
         {
             set_num_threads(options.Threads);
@@ -66,13 +69,14 @@ public sealed class ReaderRecipe : TrainingRecipe
         var configuration = ConfigurationOf(tokenizer);
         using var whole = new PretrainedModel(new Decoder(configuration, options.Seed), tokenizer);
         var model = whole.Model;
+        using var swapped = edit is null ? null : model.Hooks.Install(edit);
         var batches = new Batches(stream, tokenizer.BeginTokenId!.Value, options.Seed);
         var steps = options.Steps ?? (options.Resume && File.Exists(checkpoint) ? TrainingCheckpoint.StepsOf(checkpoint) : null)
             ?? (options.Minutes is { } minutes ? StepsWithin(minutes, model, batches, notice) : DefaultSteps);
         var plan = PlanOf(steps);
         batches.Steps = steps;
         var watched = new BitsPerByte(corpus.HeldOut.Where((_, index) => index % Math.Max(1, corpus.HeldOut.Count / 6) == 0), tokenizer, Context);
-        using var loop = new TrainingLoop(model, plan, IdentityOf(configuration, corpus, plan, options.Seed), checkpoint)
+        using var loop = new TrainingLoop(model, plan, IdentityOf(configuration, corpus, plan, options), checkpoint)
         {
             Loss = step => batches.Loss(model, step), Items = batches.TokensOf, Validation = () => watched.Measure(model, cancellation),
         };
@@ -100,9 +104,9 @@ public sealed class ReaderRecipe : TrainingRecipe
         Steps = steps, WarmupSteps = Math.Min(100, steps / 10), LearningRate = 2e-3, FinalShare = 0.03, WeightDecay = 0.1, Beta2 = 0.98, ClipNorm = 1, ValidateEvery = Math.Max(1, steps / 10),
     };
 
-    private static string IdentityOf(DecoderConfiguration configuration, TextCorpus corpus, TrainingPlan plan, int seed) => string.Join(
+    private static string IdentityOf(DecoderConfiguration configuration, TextCorpus corpus, TrainingPlan plan, RecipeOptions options) => string.Join(
         '\n',
-        "recipe=reader", $"text={corpus.Name} {corpus.Sha256[..12]}", $"seed={seed}", TrainingCheckpoint.StepsLine(plan.Steps), $"plan={JsonSerializer.Serialize(plan)}",
+        "recipe=reader", $"attention={options.Attention ?? "its own"}", $"text={corpus.Name} {corpus.Sha256[..12]}", $"seed={options.Seed}", TrainingCheckpoint.StepsLine(plan.Steps), $"plan={JsonSerializer.Serialize(plan)}",
         $"stages={string.Join(' ', Stages)} of {TokensPerStep}", $"model={JsonSerializer.Serialize(configuration)}");
 
     // The time of a step of every stage, without touching weights or optimizer.
@@ -142,6 +146,7 @@ public sealed class ReaderRecipe : TrainingRecipe
         whole.Save(folder, StoredType);
         double rounded;
         using (var shipped = PretrainedModel.Load(folder))
+        using (options.Attention is { } attention ? shipped.Model.Hooks.Install(AttentionMechanism.Edit(attention)) : null)
         {
             rounded = heldOut.Measure(shipped.Model, cancellation);
         }
@@ -149,7 +154,9 @@ public sealed class ReaderRecipe : TrainingRecipe
         var page = corpus.HeldOut.FirstOrDefault(document => document.Name == "John 3") ?? corpus.HeldOut[0];
         var run = new ReaderRun
         {
-            Command = $"heed train reader --steps {plan.Steps} --seed {options.Seed}" + (options.TextFile is null ? "" : $" --text {Path.GetFileName(options.TextFile)}"),
+            Command = $"heed train reader --steps {plan.Steps} --seed {options.Seed}" + (options.Attention is null ? "" : $" --attention {options.Attention}")
+                + (options.TextFile is null ? "" : $" --text {Path.GetFileName(options.TextFile)}"),
+            Attention = options.Attention,
             Seed = options.Seed,
             Steps = plan.Steps,
             TokensPerStep = TokensPerStep,

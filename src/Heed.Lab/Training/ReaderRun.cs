@@ -8,6 +8,9 @@ internal sealed record ReaderRun
 
     public required int Seed { get; init; }
 
+    /// <summary>The mechanism that it was trained with in place of its own attention; null: none.</summary>
+    public string? Attention { get; init; }
+
     public required long Steps { get; init; }
 
     public required int TokensPerStep { get; init; }

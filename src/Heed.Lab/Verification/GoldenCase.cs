@@ -98,6 +98,15 @@ public sealed class GoldenCase : IDisposable
     /// <summary>A text of the configuration.</summary>
     public string Text(string key, string? absent = null) => absent is not null && !HasOption(key) ? absent : Member(key, JsonValueKind.String).GetString()!;
 
+    /// <summary>Numbers of the configuration; a single number counts as a list of one.</summary>
+    public double[] Numbers(string key) => Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number
+        ? [member.GetDouble()]
+        : [.. member.EnumerateArray().Select(element => element.GetDouble())];
+
+    /// <summary>Rows of numbers of the configuration.</summary>
+    public double[][] NumberRows(string key) =>
+        [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(row => row.EnumerateArray().Select(element => element.GetDouble()).ToArray())];
+
     /// <summary>A member of an enumeration by the case's word for it.</summary>
     public T Choice<T>(string key, string absent, params (string Word, T Value)[] choices)
     {

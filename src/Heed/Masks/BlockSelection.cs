@@ -30,12 +30,7 @@ public sealed unsafe class BlockSelection : IDisposable
     {
         (Batches, Heads, Blocks, Queries) = (checked((int)similarity.size(0)), checked((int)similarity.size(1)), blocks.Length, checked((int)similarity.size(3)));
         (_blocks, Keys, IsCausal, _fallsBack) = (blocks, keys, isCausal, fallsBack);
-        Similarity = similarity.contiguous();
-        if (!ReferenceEquals(Similarity, similarity))
-        {
-            similarity.Dispose();
-        }
-
+        Similarity = similarity;
         _similarity = (void*)TensorMemory.Data(Similarity);
         _isWide = Similarity.dtype == ScalarType.Float64;
         _blockOf = new int[keys];

@@ -15,7 +15,8 @@ public static class BlockSummaries
     public static Tensor Mean(Tensor tokens, long blockSize, IReadOnlyList<long>? sequenceOffsets = null)
     {
         ArgumentNullException.ThrowIfNull(tokens);
-        var length = tokens.size(-2);
+        var axis = (int)tokens.dim() - 2;
+        var length = tokens.size(axis);
         CheckBlock(blockSize, nameof(blockSize));
         sequenceOffsets ??= [0, length];
         CheckOffsets(sequenceOffsets, length);
@@ -28,16 +29,16 @@ public static class BlockSummaries
             var whole = (end - start) / blockSize;
             if (whole > 0)
             {
-                parts.Add(wide.narrow(-2, start, whole * blockSize).unflatten(-2, [whole, blockSize]).mean([-2L]));
+                parts.Add(wide.narrow(axis, start, whole * blockSize).unflatten(axis, [whole, blockSize]).mean([-2L]));
             }
 
             if (start + (whole * blockSize) < end)
             {
-                parts.Add(wide.narrow(-2, start + (whole * blockSize), end - start - (whole * blockSize)).mean([-2L], keepdim: true));
+                parts.Add(wide.narrow(axis, start + (whole * blockSize), end - start - (whole * blockSize)).mean([-2L], keepdim: true));
             }
         }
 
-        return (parts.Count == 1 ? parts[0].alias() : cat(parts, -2)).MoveToOuterDisposeScope();
+        return (parts.Count == 1 ? parts[0].alias() : cat(parts, axis)).MoveToOuterDisposeScope();
     }
 
     /// <summary>The importance of key blocks for query blocks by sampled maxima (arXiv 2512.04025): a few tokens of every block are scored against each other; a block pair counts by its largest score relative to the
@@ -97,7 +98,7 @@ public static class BlockSummaries
     /// <param name="block">Tokens of a block, a multiple of the stride.</param>
     /// <param name="stride">Tokens that one product stands for, from 1.</param>
     /// <param name="chunk">Queries and keys are filled up by zeros to a multiple of this, itself a multiple of the block.</param>
-    /// <param name="isCausal">Whether strides of keys after the query's are left out, and the filling with them. If not, the filling takes its share of the softmax.</param>
+    /// <param name="isCausal">Whether strides of keys after the query's are left out, and the filling with them. If not, the filling takes its share of the softmax. Rows of filling are zero either way.</param>
     /// <returns><c>[B, H, ceil(N / block), ceil(N / block)]</c>, float32 or wider. No gradient.</returns>
     /// <exception cref="ArgumentException">Shapes do not fit together, or the block, stride and chunk do not divide each other.</exception>
     public static Tensor AntidiagonalSum(Tensor query, Tensor key, long block, long stride, long chunk, bool isCausal)
@@ -155,12 +156,8 @@ public static class BlockSummaries
                     }
 
                     var shares = scores.softmax(-1);
-                    if (isCausal)
-                    {
-                        using Scalar last = valid;
-                        shares = shares.masked_fill_(row.ge(last), zero);
-                    }
-
+                    using Scalar last = valid;
+                    shares = shares.masked_fill_(row.ge(last), zero);
                     var sums = shares.view(count, perBlock, columns / perBlock, perBlock).sum([1L, 3L]);
                     var kept = Math.Min(columns / perBlock, blocks);
                     var target = importance[b, h].narrow(0, first, count);

@@ -138,7 +138,7 @@ public static class MixtureOfBlocks
         means = means.size(1) == query.size(1) ? means : means.repeat_interleave(query.size(1) / means.size(1), 1);
         var similarity = matmul(means, BlockSummaries.Wide(query).to(means.dtype).transpose(-1, -2));
         var selection = new BlockSelection(
-            similarity.cpu().DetachFromDisposeScope(), BlocksOf(offsets, options.BlockSize), key.size(2), isCausal, options.EmptySelection == EmptyBlockSelection.FullAttention);
+            similarity.cpu().contiguous().DetachFromDisposeScope(), BlocksOf(offsets, options.BlockSize), key.size(2), isCausal, options.EmptySelection == EmptyBlockSelection.FullAttention);
         try
         {
             Choose(selection, options);

@@ -22,7 +22,9 @@ public static class MixtureOfBlocksCost
         if (blocks > 0)
         {
             var block = tokens / blocks;
-            var selection = 2 * tokens * width * Math.Floor(tokens / block);
+
+            // Whole blocks, by the exact remainder: rounding may leave one block less than the quotient says, and the published figures count so.
+            var selection = 2 * tokens * width * Math.Round((tokens - (tokens % block)) / block);
             attention = selection + (4 * tokens * (keptShare * blocks * block) * width);
         }
 

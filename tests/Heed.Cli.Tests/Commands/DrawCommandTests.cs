@@ -34,7 +34,32 @@ public sealed class DrawCommandTests : IDisposable
         Assert.Contains("window:w=128", result.Out, StringComparison.Ordinal);
     }
 
+    [Fact]
+    public async Task A_mechanism_draws_what_it_selects_among_given_queries_and_keys()
+    {
+        var (inputs, path) = (Path.Combine(_folder, "inputs.safetensors"), Path.Combine(_folder, "window.png"));
+        using (var tensor = TorchSharp.torch.randn(3, 40, 8))
+        {
+            Heed.Models.Checkpoints.SafetensorsWriter.Write(inputs, new Dictionary<string, TorchSharp.torch.Tensor> { ["query"] = tensor, ["key"] = tensor });
+        }
+
+        var result = await Shell.RunAsync("draw", "window:w=5", "--inputs", inputs, "--head", "2", "--out", path, "--json");
+
+        Assert.Equal("", result.Error);
+        using var json = JsonDocument.Parse(result.Out);
+        Assert.Equal((40, 10 + (36 * 5), 2), (Number("queries"), Number("pairs"), Number("head")));
+        Assert.True(new FileInfo(path).Length < 60_000);
+        var free = await Shell.RunAsync("draw", "window:w=5", "--no-causal", "--tokens", "40", "--out", path, "--json");
+        Assert.True(JsonDocument.Parse(free.Out).RootElement.GetProperty("pairs").GetInt64() > 190);
+        Assert.Contains("--head 3 is none of them", (await Shell.RunAsync("draw", "window:w=5", "--inputs", inputs, "--head", "3")).Error, StringComparison.Ordinal);
+
+        long Number(string name) => json.RootElement.GetProperty(name).GetInt64();
+    }
+
     [Theory]
+    [InlineData(1, "no mechanism", "causal", "--no-causal")]
+    [InlineData(1, "All heads share this mask", "causal", "--head", "1")]
+    [InlineData(2, "brings its own tokens", "window", "--inputs", "x.safetensors", "--tokens", "5")]
     [InlineData(1, "There is no mask 'spiral'", "spiral")]
     [InlineData(1, "does not exist", "none.safetensors")]
     [InlineData(2, "--tokens must be between 1 and 65536", "causal", "--tokens", "0")]

@@ -39,6 +39,39 @@ public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture
     }
 
     [Fact]
+    public async Task A_swapped_attention_changes_the_text_and_is_told()
+    {
+        var prompt = new string('a', 20) + "bc";
+        var own = await Json("generate", prompt, "--tokens", "40", "--temperature", "0");
+        var swapped = await Json("generate", prompt, "--tokens", "40", "--temperature", "0", "--attention", "window:w=2");
+        var everything = await Json("generate", prompt, "--tokens", "40", "--temperature", "0", "--attention", "window:w=500");
+        Assert.Equal("window:w=2", swapped.GetProperty("attention").GetString());
+        Assert.NotEqual(own.GetProperty("text").GetString(), swapped.GetProperty("text").GetString());
+        Assert.Equal(own.GetProperty("text").GetString(), everything.GetProperty("text").GetString());
+    }
+
+    [Theory]
+    [InlineData("spiral", "There is no attention mechanism 'spiral'")]
+    [InlineData("window:width=3", "has no option 'width'")]
+    [InlineData("window:w=0", "at least 1")]
+    public async Task A_wrong_attention_is_one_sentence(string attention, string sentence)
+    {
+        var result = await Shell.RunAsync("generate", "x", "--model", folder.Model, "--attention", attention);
+        Assert.Equal(1, result.Code);
+        Assert.Contains(sentence, Assert.Single(result.Error.TrimEnd().Split('\n')), StringComparison.Ordinal);
+        Assert.Empty(result.Out);
+    }
+
+    [Fact]
+    public async Task Mechanisms_are_listed()
+    {
+        var result = await Shell.RunAsync("attention", "--json");
+        Assert.Equal(0, result.Code);
+        Assert.Equal(
+            Heed.Lab.Mechanisms.AttentionMechanism.All.Select(known => known.Usage), JsonDocument.Parse(result.Out).RootElement.EnumerateArray().Select(known => known.GetProperty("usage").GetString()));
+    }
+
+    [Fact]
     public async Task Without_a_prompt_the_model_begins()
     {
         var result = await Json("generate", "--tokens", "3");

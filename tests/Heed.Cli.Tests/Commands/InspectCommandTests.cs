@@ -42,6 +42,18 @@ public sealed class InspectCommandTests(TinyModelFolder folder) : IClassFixture<
     }
 
     [Fact]
+    public async Task A_swapped_attention_is_told_beside_the_models_own()
+    {
+        var result = await Shell.RunAsync("inspect", "--model", folder.Model, "--out", folder.At("swapped.html"), "--attention", "window:w=4");
+        Assert.Equal("", result.Error);
+        Assert.Contains("window:w=4 computes 14% of the pairs", result.Out, StringComparison.Ordinal);
+        var json = JsonDocument.Parse((await Shell.RunAsync("inspect", "--model", folder.Model, "--out", folder.At("swapped.html"), "--attention", "window:w=4", "--json")).Out).RootElement;
+        Assert.Equal("window:w=4", json.GetProperty("attention").GetString());
+        Assert.NotEqual(json.GetProperty("bits_per_byte").GetDouble(), json.GetProperty("bits_per_byte_without").GetDouble());
+        Assert.Contains("in place of its own attention", await File.ReadAllTextAsync(folder.At("swapped.html"), TestContext.Current.CancellationToken), StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Long_text_is_cut_with_a_notice()
     {
         var text = folder.Write("long.txt", System.Text.Encoding.UTF8.GetBytes(new string('é', 5000)));

@@ -92,6 +92,81 @@ public sealed class MaskPictureTests : IDisposable
     }
 
     [Theory]
+    [InlineData(60, null, null)]
+    [InlineData(60, 9, null)]
+    [InlineData(60, 9, 4)]
+    [InlineData(43, 20, null)]
+    public void A_call_is_drawn_within_its_causality_and_window(int tokens, int? before, int? after)
+    {
+        using var scope = NewDisposeScope();
+        var (query, key) = (randn(1, 4, tokens, 8), randn(1, 2, tokens, 8));
+        var options = new AttentionOptions { Causal = after is null ? Causality.AlignedToEnd : Causality.None, WindowBefore = before, WindowAfter = after };
+        foreach (var selected in new[]
+        {
+            options, options with { BlockMask = DrawableMask.Of("random:density=0.5,block=16", tokens) },
+            options with { KeyRuns = new KeyRuns(1, 2, tokens, tokens, tokens, [0, 2, 3], [1, 30, 8], [5, 7, 20], [3, 0, 2], [20, tokens, 17]) },
+        })
+        {
+            var call = new Choice(selected).Select(query, key, key);
+            var pairs = call.Pairs().expand(1, 4, tokens, tokens);
+            for (var head = 0; head < 4; head++)
+            {
+                using var picture = MaskPicture.Draw(call, "call", head: head);
+
+                var allowed = pairs[0][head].contiguous().data<bool>().ToArray();
+                Assert.Equal(allowed.Count(pair => pair), picture.Census.Pairs);
+                for (var at = 0; at < tokens * tokens; at++)
+                {
+                    var expected = MaskPicture.Shade(allowed[at] ? 1 : 0);
+                    Assert.Equal(expected, picture.ColorAt(picture.PairsAt.X + (at % tokens * picture.PixelsPerPair), picture.PairsAt.Y + (at / tokens * picture.PixelsPerPair)));
+                }
+            }
+        }
+    }
+
+    [Fact]
+    public void A_plan_holds_the_blocks_that_causality_leaves()
+    {
+        using var scope = NewDisposeScope();
+        var call = new Choice(AttentionOptions.CausalSelf with { BlockMask = DrawableMask.Of("full:block=16", 64) }).Select(randn(1, 1, 64, 8), randn(1, 1, 64, 8), randn(1, 1, 64, 8));
+
+        var census = MaskCensus.Of(call);
+
+        Assert.Equal((6, 4, 6), (census.FullBlocks, census.PartialBlocks, census.EmptyBlocks));
+        Assert.Equal(64 * 65 / 2, census.Pairs);
+    }
+
+    [Fact]
+    public void Blocks_of_another_bias_have_another_shade()
+    {
+        var mask = new BlockMask(1, 1, 64, 64, 32, 32, [0, 2, 4], [0, 1, 0, 1], null, [0, 0.7f, 1.4f, 0]);
+
+        using var picture = MaskPicture.Draw(mask, "levels");
+
+        var width = 64 * picture.PixelsPerPair;
+        var right = picture.PairsAt.X + width + 48;
+        var colours = new[] { (8, 8), (40, 8), (8, 40), (40, 40) }.Select(at => picture.ColorAt(right + (at.Item1 * picture.PixelsPerPair), picture.PairsAt.Y + (at.Item2 * picture.PixelsPerPair))).ToList();
+        Assert.Equal(3, colours.Distinct().Count());
+        Assert.Equal(colours[0], colours[3]);
+        Assert.True(colours[0].Red < colours[1].Red && colours[1].Red < colours[2].Red);
+    }
+
+    [Fact]
+    public void Random_inputs_have_neighbours_that_are_alike()
+    {
+        using var scope = NewDisposeScope();
+        var inputs = DrawnInputs.Random(400, 2, seed: 3);
+
+        var key = inputs.Key[0][1];
+        var neighbours = nn.functional.cosine_similarity(key.narrow(0, 0, 399), key.narrow(0, 1, 399), 1).mean().item<float>();
+        var far = nn.functional.cosine_similarity(key.narrow(0, 0, 200), key.narrow(0, 200, 200), 1).mean().item<float>();
+        Assert.InRange(neighbours, 0.9, 0.99);
+        Assert.InRange(far, -0.2, 0.2);
+        Assert.True(inputs.Query.eq(DrawnInputs.Random(400, 2, seed: 3).Query).all().item<bool>());
+        Assert.False(inputs.Query.eq(DrawnInputs.Random(400, 2, seed: 4).Query).all().item<bool>());
+    }
+
+    [Theory]
     [InlineData("causal", 300)]
     [InlineData("window:w=70,block=32", 333)]
     [InlineData("random:density=0.4,block=48", 200)]
@@ -170,4 +245,10 @@ public sealed class MaskPictureTests : IDisposable
     [InlineData("causal:block=-4", "at least 1")]
     public void Wrong_specifications_say_what_was_expected(string specification, string expected) =>
         Assert.Contains(expected, Assert.Throws<ArgumentException>(() => DrawableMask.Of(specification, 64)).Message, StringComparison.Ordinal);
+
+    /// <summary>Selects what it is told.</summary>
+    private sealed class Choice(AttentionOptions options) : Masks.AttentionSelector
+    {
+        public override void Apply(AttentionCall call) => call.Options = options;
+    }
 }

@@ -72,6 +72,25 @@ public class InspectorTests
     }
 
     [Fact]
+    public void A_mechanism_in_place_of_the_models_attention_is_looked_at_beside_it()
+    {
+        using var dense = TinyModel.Create();
+        using var windowed = TinyModel.Create(window: 8);
+        var inspection = Inspect(dense, Text, "a verse", new() { Attention = "window:w=8,dense=1" });
+        var all = Inspect(dense, Text, "a verse", new() { Attention = "window:w=8" });
+        var tokens = Text.Length + 1;
+
+        Assert.Equal("window:w=8", all.Attention);
+        Assert.Equal(Inspect(windowed, Text, "a verse").BitsPerByte, all.BitsPerByte, 1e-5);
+        Assert.Equal(Inspect(dense, Text, "a verse").BitsPerByte, all.BitsPerByteWithout!.Value, 1e-5);
+        var share = (36 + (8 * (tokens - 8))) / (tokens * (tokens + 1) / 2.0);
+        Assert.All(inspection.Heads, head => Assert.Equal(head.Layer == 0 ? 1 : share, head.ComputedShare!.Value, 1e-12));
+        Assert.All(all.Heads, head => Assert.Equal(0, head.Map![20, 12]));
+        Assert.Empty(dense.Model.Hooks.Installed);
+        Assert.Null(Inspect(dense, Text, "a verse").Heads[0].ComputedShare);
+    }
+
+    [Fact]
     public void Coarse_maps_hold_the_mass_of_their_cells()
     {
         using var pretrained = TinyModel.Create(context: 256);

@@ -56,6 +56,26 @@ public sealed class ReaderRecipeTests : IDisposable
     }
 
     [Fact]
+    public void A_run_with_another_attention_is_measured_with_it_and_says_so()
+    {
+        var options = new RecipeOptions { Output = Path.Combine(_folder, "windowed"), Steps = 2, TextFile = WriteText(), Attention = "window:w=3" };
+        Assert.Throws<ArgumentException>(() => TrainingRecipe.Find("reader").Run(options with { Attention = "spiral" }, _ => { }, _ => { }, Token));
+        Assert.False(Directory.Exists(options.Output));
+
+        TrainingRecipe.Find("reader").Run(options, _ => { }, _ => { }, Token);
+
+        using var model = PretrainedModel.Load(options.Output);
+        using var run = JsonDocument.Parse(File.ReadAllText(Path.Combine(options.Output, "training.json")));
+        Assert.Equal("window:w=3", run.RootElement.GetProperty("attention").GetString());
+        Assert.Contains("--attention window:w=3", File.ReadAllText(Path.Combine(options.Output, "README.md")), StringComparison.Ordinal);
+        var measure = new BitsPerByte(TextCorpus.FromFile(options.TextFile).HeldOut, model.Tokenizer!, model.Configuration.ContextLength);
+        var shipped = run.RootElement.GetProperty("held_out_bits_per_byte").GetDouble();
+        Assert.NotEqual(shipped, measure.Measure(model.Model, Token), 4);
+        using var swapped = model.Model.Hooks.Install(Heed.Lab.Mechanisms.AttentionMechanism.Edit(options.Attention));
+        Assert.Equal(shipped, measure.Measure(model.Model, Token), 3);
+    }
+
+    [Fact]
     public void Bits_per_byte_of_a_uniform_model_are_the_bits_of_its_tokens()
     {
         using var model = new Decoder(new DecoderConfiguration { VocabularySize = 300, HiddenSize = 8, IntermediateSize = 8, Layers = 1, Heads = 1, BeginTokenId = 0 });

@@ -5,6 +5,11 @@ namespace Heed.Models.VideoTransformers;
 /// <summary>The shape of a Wan 2.1 video diffusion transformer (arXiv 2503.20314), with the defaults of its text-to-video model of 1.3 billion parameters.</summary>
 public sealed record WanConfiguration
 {
+    private const string Kind = "WanTransformer3DModel";
+    private const string QueryKeyNorm = "rms_norm_across_heads";
+
+    private static readonly JsonSerializerOptions Indented = new() { WriteIndented = true };
+
     /// <summary>Frames, rows and columns of latents in a token.</summary>
     public (int Frames, int Height, int Width) PatchSize { get; init; } = (1, 2, 2);
 
@@ -60,9 +65,9 @@ public sealed record WanConfiguration
         }
 
         var known = new WanConfiguration();
-        if (Find("_class_name") is { } kind && kind.ToString() != "WanTransformer3DModel")
+        if (Find("_class_name") is { } kind && kind.ToString() != Kind)
         {
-            throw new InvalidDataException($"{path} is of a {kind}; a WanTransformer3DModel was expected.");
+            throw new InvalidDataException($"{path} is of a {kind}; a {Kind} was expected.");
         }
 
         foreach (var unsupported in new[] { "image_dim", "added_kv_proj_dim", "pos_embed_seq_len" })
@@ -73,9 +78,9 @@ public sealed record WanConfiguration
             }
         }
 
-        if (Find("qk_norm") is { } norm && norm.ToString() != "rms_norm_across_heads")
+        if (Find("qk_norm") is { } norm && norm.ToString() != QueryKeyNorm)
         {
-            throw new InvalidDataException($"{path} asks for the query-key norm '{norm}'; supported is rms_norm_across_heads.");
+            throw new InvalidDataException($"{path} asks for the query-key norm '{norm}'; supported is {QueryKeyNorm}.");
         }
 
         if (Find("cross_attn_norm") is { ValueKind: JsonValueKind.False })
@@ -105,6 +110,16 @@ public sealed record WanConfiguration
 
         InvalidDataException Wrong(string key, string expected, JsonElement found) => new($"{path}: {key} must be {expected}, not {found.GetRawText()}.");
     }
+
+    /// <summary>The text of a diffusers <c>config.json</c>.</summary>
+    public string ToJson() => JsonSerializer.Serialize(
+        new Dictionary<string, object>
+        {
+            ["_class_name"] = Kind, ["patch_size"] = new[] { PatchSize.Frames, PatchSize.Height, PatchSize.Width }, ["num_attention_heads"] = Heads, ["attention_head_dim"] = HeadWidth,
+            ["in_channels"] = InputChannels, ["out_channels"] = OutputChannels, ["text_dim"] = TextWidth, ["freq_dim"] = FrequencyWidth, ["ffn_dim"] = FeedForwardWidth, ["num_layers"] = Layers,
+            ["cross_attn_norm"] = true, ["qk_norm"] = QueryKeyNorm, ["eps"] = Epsilon, ["rope_max_seq_len"] = 1024,
+        },
+        Indented);
 
     internal void Validate()
     {

@@ -120,6 +120,18 @@ public sealed class WanTransformer : nn.Module
         }
     }
 
+    /// <summary>Saves the model as a folder that <see cref="Load"/> and diffusers read. Every file appears whole or not at all.</summary>
+    /// <param name="folder">The folder; made if it does not exist. Its files of the same names are replaced.</param>
+    /// <exception cref="IOException">The disk is full or the folder cannot be written.</exception>
+    public void Save(string folder)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(folder);
+        Directory.CreateDirectory(folder);
+        var tensors = named_parameters().ToDictionary(entry => entry.name, entry => (Tensor)entry.parameter, StringComparer.Ordinal);
+        SafetensorsWriter.Write(Path.Combine(folder, $"{WeightsStem}.safetensors"), tensors, new Dictionary<string, string> { ["format"] = "pt" }, ScalarType.Float32);
+        AtomicFile.WriteText(Path.Combine(folder, ConfigurationFile), Configuration.ToJson() + "\n");
+    }
+
     /// <summary>The grid of the tokens that latents become.</summary>
     /// <param name="latents"><c>[B, C, F, H, W]</c>.</param>
     /// <exception cref="ArgumentException">The latents have another number of dimensions or channels, or do not divide into patches.</exception>

@@ -30,7 +30,6 @@ public sealed record AttentionMechanism(
         {
             Sparse = "window:w=9", Everything = "window:w=128", DecodesAsPrefill = true,
         },
-        new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1))),
         NeighborhoodMechanism.Mechanism,
         new("vmoba", "vmoba:block=32,k=4", "every query sees its own block and the k - 1 complete blocks before it whose mean key it likes best", "vmoba", BlocksOf)
         {

@@ -20,6 +20,8 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("window", "A causal window of 512 tokens beside libtorch with a boolean mask, and its growth with length", MaskBenchmarks.Window),
         new("blocks", "Random block masks beside dense attention times their density", MaskBenchmarks.Blocks),
         new("decoding", "One query over a long cache beside libtorch, in three element types", DecodingBenchmarks.Run),
+        new("gna", "Neighborhood attention on the paper's problems scaled down, beside dense Heed and the tile simulator's bound", NeighborhoodBenchmarks.Run),
+        new("freeswim", "A step of FreeSwim with the full branch's cross-attention remembered, beside one without", FreeSwimBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
     ];
 }

@@ -40,6 +40,7 @@ public abstract class TrainingRecipe
     public static IReadOnlyList<TrainingRecipe> All { get; } =
     [
         new ReaderRecipe(),
+        new GridRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

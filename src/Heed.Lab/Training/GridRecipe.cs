@@ -21,6 +21,12 @@ public sealed class GridRecipe : TrainingRecipe
     public override string Summary => "A small transformer on a 16 x 16 grid that takes noise off textures; --attention full or gna:w=4,stride=2,dilation=1.";
 
     /// <inheritdoc/>
+    public override string ValidationUnit => "dB";
+
+    /// <inheritdoc/>
+    public override string ItemName => "pictures";
+
+    /// <inheritdoc/>
     public override RecipeResult Run(RecipeOptions options, Action<string> notice, Action<TrainingProgress> progress, CancellationToken cancellation)
     {
         var attention = options.Attention ?? "full";

@@ -49,6 +49,12 @@ public abstract class TrainingRecipe
     /// <summary>What it trains, in one line.</summary>
     public abstract string Summary { get; }
 
+    /// <summary>What is measured on held-out data, as a unit.</summary>
+    public virtual string ValidationUnit => "bits per byte";
+
+    /// <summary>What a run's speed counts.</summary>
+    public virtual string ItemName => "tokens";
+
     /// <summary>Where the result goes if nobody says otherwise.</summary>
     public virtual string DefaultOutput => Path.Combine("models", Name);
 

@@ -22,6 +22,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("gather", "Selections of single tokens and short runs beside dense attention, libtorch with a mask, and dense decoding", GatherBenchmarks.Run),
         new("decoding", "One query over a long cache beside libtorch, in three element types", DecodingBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
+        new("vmoba", "VMoBA's blocks along time and space beside dense attention, forward and with gradients", VMoBABenchmarks.Run),
     ];
 }
 

@@ -30,6 +30,10 @@ public sealed record AttentionMechanism(
         {
             Sparse = "window:w=9", Everything = "window:w=128", DecodesAsPrefill = true,
         },
+        new("dma", DynamicMaskMechanism.Usage, "dynamic masks: the w keys of largest importance, drawn at random here (a demonstration: importance is learned)", "dynamic-mask-attention", DynamicMaskMechanism.Create)
+        {
+            Sparse = "dma:w=9",
+        },
     ];
 
     /// <summary>The edit that puts a mechanism into a model: install it on the model's hooks.</summary>

@@ -1,5 +1,6 @@
 using System.Text.Json;
 using Heed.Heads;
+using Heed.Masks;
 
 namespace Heed.Models.Decoders;
 
@@ -8,12 +9,19 @@ internal static class ConfigurationReader
 {
     public static readonly JsonSerializerOptions Indented = new() { WriteIndented = true };
 
+    /// <summary>The window of dynamic masks in the authors' later code, whose importance is linear.</summary>
+    public const string LinearWindow = "window_size";
+
+    /// <summary>The window of dynamic masks in the transformers library, whose importance is exponential.</summary>
+    public const string ExponentialWindow = "keep_window_size";
+
     // Far above any model, and far below what would exhaust memory before the weights are looked at.
     private const int MostLayers = 10_000;
 
     private static readonly (string Name, DecoderFamily Family)[] Families =
     [
         ("llama", DecoderFamily.Llama), ("mistral", DecoderFamily.Mistral), ("qwen2", DecoderFamily.Qwen2), ("qwen3", DecoderFamily.Qwen3),
+        ("doge", DecoderFamily.Doge),
     ];
 
     public static DecoderConfiguration Read(byte[] json, string file)
@@ -67,7 +75,12 @@ internal static class ConfigurationReader
         }
 
         var family = Families[found].Family;
-        var qwen = family is DecoderFamily.Qwen2 or DecoderFamily.Qwen3;
+        var noTokens = family is DecoderFamily.Qwen2 or DecoderFamily.Qwen3 or DecoderFamily.Doge;
+        if (family == DecoderFamily.Doge && fields.Flag("is_moe"))
+        {
+            throw new InvalidDataException($"{fields.File} describes a Doge model with experts (is_moe), which is not supported.");
+        }
+
         var heads = fields.Size("num_attention_heads");
         var layers = fields.Size("num_hidden_layers");
         if (layers > MostLayers)
@@ -75,14 +88,14 @@ internal static class ConfigurationReader
             throw new InvalidDataException($"{fields.File} asks for {layers} layers; at most {MostLayers} are supported.");
         }
 
-        var contextLength = (int)fields.Number("max_position_embeddings", family switch { DecoderFamily.Llama => 2048, DecoderFamily.Mistral => 131072, _ => 32768 });
+        var contextLength = (int)fields.Number("max_position_embeddings", family switch { DecoderFamily.Llama or DecoderFamily.Doge => 2048, DecoderFamily.Mistral => 131072, _ => 32768 });
         var gate = fields.Flag("headwise_attn_output_gate") ? OutputGate.Headwise
             : fields.Flag("elementwise_attn_output_gate") ? OutputGate.Elementwise : OutputGate.None;
 
         // The gated model's own code reads qkv_bias, for the output projection too, and never attention_bias.
         var bothBiases = family switch
         {
-            DecoderFamily.Llama => fields.Flag("attention_bias"),
+            DecoderFamily.Llama or DecoderFamily.Doge => fields.Flag("attention_bias"),
             DecoderFamily.Qwen3 => fields.Has("qkv_bias") ? fields.Flag("qkv_bias") : fields.Flag("attention_bias"),
             _ => false,
         };
@@ -96,7 +109,7 @@ internal static class ConfigurationReader
             Layers = layers,
             Heads = heads,
             KeyValueHeads = fields.OptionalSize("num_key_value_heads")
-                ?? (fields.Has("num_key_value_heads") ? heads : Math.Min(heads, family switch { DecoderFamily.Llama => heads, DecoderFamily.Mistral => 8, _ => 32 })),
+                ?? (fields.Has("num_key_value_heads") ? heads : Math.Min(heads, family switch { DecoderFamily.Llama or DecoderFamily.Doge => heads, DecoderFamily.Mistral => 8, _ => 32 })),
             HeadWidth = fields.OptionalSize("head_dim") ?? (family == DecoderFamily.Qwen3 ? 128 : 0),
             ContextLength = contextLength,
             Activation = fields.Text("hidden_act") ?? "silu",
@@ -106,13 +119,15 @@ internal static class ConfigurationReader
             TieEmbeddings = fields.Flag("tie_word_embeddings"),
             QueryKeyValueBias = family == DecoderFamily.Qwen2 || bothBiases,
             OutputBias = bothBiases,
-            FeedForwardBias = family == DecoderFamily.Llama && fields.Flag("mlp_bias"),
-            QueryKeyNorm = family == DecoderFamily.Qwen3 && (!fields.Has("use_qk_norm") || fields.Flag("use_qk_norm")),
+            FeedForwardBias = family is DecoderFamily.Llama or DecoderFamily.Doge && fields.Flag("mlp_bias"),
+            QueryKeyNorm = family == DecoderFamily.Doge || (family == DecoderFamily.Qwen3 && (!fields.Has("use_qk_norm") || fields.Flag("use_qk_norm"))),
             OutputGate = family == DecoderFamily.Qwen3 ? gate : OutputGate.None,
             SlidingWindow = window,
             SlidingLayers = slidingLayers,
-            BeginTokenId = fields.Ids("bos_token_id") is [var begin, ..] ? begin : qwen || fields.Has("bos_token_id") ? null : 1,
-            EndTokenIds = fields.Has("eos_token_id") ? fields.Ids("eos_token_id") : qwen ? [] : [2],
+            DynamicMaskWindow = family != DecoderFamily.Doge ? null : fields.OptionalSize(LinearWindow) ?? fields.OptionalSize(ExponentialWindow) ?? 2048,
+            DynamicMaskForm = family == DecoderFamily.Doge && !fields.Has(LinearWindow) ? ImportanceForm.Exponential : ImportanceForm.Linear,
+            BeginTokenId = fields.Ids("bos_token_id") is [var begin, ..] ? begin : noTokens || fields.Has("bos_token_id") ? null : 1,
+            EndTokenIds = fields.Has("eos_token_id") ? fields.Ids("eos_token_id") : noTokens ? [] : [2],
         };
     }
 
@@ -122,6 +137,8 @@ internal static class ConfigurationReader
         {
             case DecoderFamily.Llama:
                 return (null, null);
+            case DecoderFamily.Doge:
+                return (fields.OptionalSize("sliding_window"), null);
             case DecoderFamily.Mistral:
                 return (fields.Has("sliding_window") ? fields.OptionalSize("sliding_window") : 4096, null);
             default:

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 namespace Heed.Models.Decoders;
 
 /// <summary>
-/// A decoder-only transformer of the Llama family: Llama, Mistral, Qwen2, Qwen3, and Qwen3 with gated attention. Parameters have the names of Hugging Face
+/// A decoder-only transformer of the Llama family: Llama, Mistral, Qwen2, Qwen3, Qwen3 with gated attention, and Doge. Parameters have the names of Hugging Face
 /// checkpoints. All attention goes through <see cref="Attention"/>, so every probe and edit works on it.
 /// </summary>
 public sealed class Decoder : nn.Module<Tensor, Tensor>
@@ -79,11 +79,11 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
         return (lm_head is null ? nn.functional.linear(hidden, model.Embedding) : lm_head.forward(hidden)).MoveToOuterDisposeScope();
     }
 
-    /// <summary>An empty cache for this decoder: layers with a sliding window keep no more than they can reach.</summary>
+    /// <summary>An empty cache for this decoder: layers with a sliding window keep no more than they can reach, those with dynamic masks no more than they can choose.</summary>
     /// <param name="type">Element type of the cached keys and values.</param>
     /// <param name="limit">The most tokens it may hold; null: as many as memory allows.</param>
     public KeyValueCache CreateCache(ScalarType type = ScalarType.Float32, long? limit = null) =>
-        new(Configuration.Layers, type, limit, layer => Configuration.WindowOf(layer));
+        new(Configuration.Layers, type, limit, layer => Configuration.WindowOf(layer), _ => Configuration.DynamicMaskWindow);
 
     private void CheckIds(Tensor ids)
     {

@@ -1,6 +1,7 @@
 using System.Text;
 using System.Text.Json;
 using Heed.Heads;
+using Heed.Masks;
 
 namespace Heed.Models.Decoders;
 
@@ -18,6 +19,9 @@ public enum DecoderFamily
 
     /// <summary>Qwen3: queries and keys normalised per head; with or without gated attention.</summary>
     Qwen3,
+
+    /// <summary>Doge: attention to the most important keys, and residuals with learned weights (arXiv 2508.02124).</summary>
+    Doge,
 }
 
 /// <summary>The gate of a decoder's attention output (arXiv 2505.06708).</summary>
@@ -99,6 +103,12 @@ public sealed record DecoderConfiguration
     /// <summary>Which layers slide; null: all, where <see cref="SlidingWindow"/> is given.</summary>
     public IReadOnlyList<bool>? SlidingLayers { get; init; }
 
+    /// <summary>Number of keys that a query of every layer keeps, the most important ones; null: all. Of the family Doge, which has no other.</summary>
+    public int? DynamicMaskWindow { get; init; }
+
+    /// <summary>How the importance of keys is computed, where <see cref="DynamicMaskWindow"/> is given.</summary>
+    public ImportanceForm DynamicMaskForm { get; init; }
+
     /// <summary>Id of the token that begins a text; null: none.</summary>
     public int? BeginTokenId { get; init; }
 
@@ -158,14 +168,20 @@ public sealed record DecoderConfiguration
             ["tie_word_embeddings"] = TieEmbeddings,
             ["sliding_window"] = SlidingWindow,
         };
-        if (Family is DecoderFamily.Llama or DecoderFamily.Qwen3)
+        if (Family is DecoderFamily.Llama or DecoderFamily.Qwen3 or DecoderFamily.Doge)
         {
             json["attention_bias"] = QueryKeyValueBias || OutputBias;
         }
 
-        if (Family is DecoderFamily.Llama)
+        if (Family is DecoderFamily.Llama or DecoderFamily.Doge)
         {
             json["mlp_bias"] = FeedForwardBias;
+        }
+
+        if (Family is DecoderFamily.Doge)
+        {
+            // Each form under the key of the code that computes it: the transformers library exponentiates, the authors' later code does not.
+            json[DynamicMaskForm == ImportanceForm.Exponential ? ConfigurationReader.ExponentialWindow : ConfigurationReader.LinearWindow] = DynamicMaskWindow;
         }
 
         if (Family is DecoderFamily.Qwen2 or DecoderFamily.Qwen3)
@@ -228,6 +244,18 @@ public sealed record DecoderConfiguration
             throw new ArgumentException($"SlidingWindow must be at least 1 token, not {SlidingWindow}.");
         }
 
+        if ((Family == DecoderFamily.Doge) != (DynamicMaskWindow is not null) || DynamicMaskWindow < 1)
+        {
+            throw new ArgumentException(
+                DynamicMaskWindow < 1 ? $"DynamicMaskWindow must be at least 1 key, not {DynamicMaskWindow}."
+                : $"DynamicMaskWindow belongs to the family Doge, and that to it; the family is {Family} and the window {DynamicMaskWindow?.ToString() ?? "missing"}.");
+        }
+
+        if (Family == DecoderFamily.Doge && (!QueryKeyNorm || SlidingWindow is not null || OutputGate != OutputGate.None))
+        {
+            throw new ArgumentException("The family Doge has QueryKeyNorm and neither SlidingWindow nor OutputGate.");
+        }
+
         if (SlidingLayers is not null && SlidingLayers.Count != Layers)
         {
             throw new ArgumentException($"SlidingLayers has {SlidingLayers.Count} entries for {Layers} layers.");
@@ -247,7 +275,7 @@ public sealed record DecoderConfiguration
     private void CheckExpressible()
     {
         var qwen = Family is DecoderFamily.Qwen2 or DecoderFamily.Qwen3;
-        var lost = QueryKeyNorm && Family != DecoderFamily.Qwen3 ? nameof(QueryKeyNorm)
+        var lost = QueryKeyNorm && Family is not (DecoderFamily.Qwen3 or DecoderFamily.Doge) ? nameof(QueryKeyNorm)
             : OutputGate != OutputGate.None && Family != DecoderFamily.Qwen3 ? nameof(OutputGate)
             : SlidingWindow is not null && Family == DecoderFamily.Llama ? nameof(SlidingWindow)
             : SlidingWindow is not null && SlidingLayers is not null && SlidingLayers.Contains(false) && !qwen ? nameof(SlidingLayers)

@@ -30,6 +30,19 @@ internal static class DecoderTensors
                 }
             }
 
+            if (configuration.DynamicMaskWindow is not null)
+            {
+                yield return ($"{prefix}self_attn.A", [configuration.ResolvedKeyValueHeads]);
+                yield return ($"{prefix}self_attn.dt_proj.weight", [configuration.ResolvedKeyValueHeads, keyValue]);
+                if (configuration.QueryKeyValueBias)
+                {
+                    yield return ($"{prefix}self_attn.dt_proj.bias", [configuration.ResolvedKeyValueHeads]);
+                }
+
+                yield return ($"{prefix}input_residual", [width]);
+                yield return ($"{prefix}post_attention_residual", [width]);
+            }
+
             if (configuration.QueryKeyNorm)
             {
                 yield return ($"{prefix}self_attn.q_norm.weight", [head]);

@@ -1,4 +1,5 @@
 using Heed.Heads;
+using Heed.Masks;
 using Heed.Models.Decoders;
 using Xunit;
 
@@ -22,6 +23,7 @@ public class DecoderConfigurationTests
         Assert.Equal(configuration.Family, read.Family);
         Assert.Equal(configuration.OutputGate, read.OutputGate);
         Assert.Equal(configuration.QueryKeyNorm, read.QueryKeyNorm);
+        Assert.Equal((configuration.DynamicMaskWindow, configuration.DynamicMaskForm), (read.DynamicMaskWindow, read.DynamicMaskForm));
         Assert.Equal((configuration.BeginTokenId, configuration.TieEmbeddings), (read.BeginTokenId, read.TieEmbeddings));
         Assert.Equal(configuration.EndTokenIds, read.EndTokenIds);
         Assert.Equal(Enumerable.Range(0, 2).Select(configuration.WindowOf), Enumerable.Range(0, 2).Select(read.WindowOf));
@@ -41,6 +43,17 @@ public class DecoderConfigurationTests
         Assert.Equal((false, false, true, false), (llama.QueryKeyValueBias, mistral.QueryKeyValueBias, qwen2.QueryKeyValueBias, qwen3.QueryKeyValueBias));
         Assert.Equal((false, true, 128), (qwen2.QueryKeyNorm, qwen3.QueryKeyNorm, qwen3.ResolvedHeadWidth));
         Assert.False(qwen2.OutputBias);
+    }
+
+    [Fact]
+    public void DogeHasTheFormOfTheCodeThatNamesItsWindow()
+    {
+        static DecoderConfiguration Read(string more) => DecoderConfiguration.Parse($"{{\"model_type\":\"doge\",{Sizes}{more}}}");
+
+        Assert.Equal((9, ImportanceForm.Linear), (Read(",\"window_size\":9").DynamicMaskWindow, Read(",\"window_size\":9").DynamicMaskForm));
+        Assert.Equal((9, ImportanceForm.Exponential), (Read(",\"keep_window_size\":9").DynamicMaskWindow, Read(",\"keep_window_size\":9").DynamicMaskForm));
+        Assert.Equal((2048, 8, true, 2048), (Read("").DynamicMaskWindow, Read("").ResolvedKeyValueHeads, Read("").QueryKeyNorm, Read("").ContextLength));
+        Assert.Null(Read("").BeginTokenId);
     }
 
     [Fact]
@@ -93,6 +106,8 @@ public class DecoderConfigurationTests
     [InlineData("{}", "no model_type")]
     [InlineData("{\"model_type\":\"gpt2\"}", "type 'gpt2'; supported are llama")]
     [InlineData("{\"model_type\":\"llama\",\"num_attention_heads\":4,\"num_hidden_layers\":2000000000}", "2000000000 layers")]
+    [InlineData("{\"model_type\":\"doge\",SIZES,\"is_moe\":true}", "with experts (is_moe), which is not supported")]
+    [InlineData("{\"model_type\":\"doge\",SIZES,\"sliding_window\":8}", "neither SlidingWindow nor OutputGate")]
     [InlineData("{\"model_type\":\"llama\",\"vocab_size\":50}", "has no num_attention_heads")]
     [InlineData("{\"model_type\":\"llama\",SIZES,\"num_key_value_heads\":3}", "does not divide")]
     [InlineData("{\"model_type\":\"llama\",SIZES,\"num_key_value_heads\":-3}", "num_key_value_heads must be a whole number from 1, not -3")]

@@ -1,3 +1,4 @@
+using Heed.Masks;
 using Heed.Models.Decoders;
 
 namespace Heed.Models.Tests.Decoders;
@@ -21,10 +22,10 @@ internal sealed class PlainDecoder(DecoderConfiguration configuration, Func<stri
             var attended = Attention(normal, $"{prefix}self_attn.", configuration.WindowOf(layer));
             for (var i = 0; i < states.Length; i++)
             {
-                states[i] = Sum(states[i], attended[i]);
+                states[i] = Sum(Weighted(states[i], $"{prefix}input_residual"), attended[i]);
                 var inner = Norm(states[i], $"{prefix}post_attention_layernorm");
                 var (gate, up) = (Linear(inner, $"{prefix}mlp.gate_proj"), Linear(inner, $"{prefix}mlp.up_proj"));
-                states[i] = Sum(states[i], Linear([.. gate.Select((value, at) => value / (1 + Math.Exp(-value)) * up[at])], $"{prefix}mlp.down_proj"));
+                states[i] = Sum(Weighted(states[i], $"{prefix}post_attention_residual"), Linear([.. gate.Select((value, at) => value / (1 + Math.Exp(-value)) * up[at])], $"{prefix}mlp.down_proj"));
             }
         }
 
@@ -33,6 +34,8 @@ internal sealed class PlainDecoder(DecoderConfiguration configuration, Func<stri
 
     private static double[] Sum(double[] left, double[] right) => [.. left.Zip(right, (x, y) => x + y)];
 
+    private double[] Weighted(double[] residual, string name) => weight(name) is { } gains ? [.. residual.Zip(gains, (x, y) => x * y)] : residual;
+
     private double[][] Attention(double[][] inputs, string prefix, int? window)
     {
         var perGroup = configuration.Heads / _groups;
@@ -40,6 +43,7 @@ internal sealed class PlainDecoder(DecoderConfiguration configuration, Func<stri
         var queries = inputs.Select(input => Linear(input, $"{prefix}q_proj")).ToArray();
         var keys = inputs.Select(input => Linear(input, $"{prefix}k_proj")).ToArray();
         var values = inputs.Select(input => Linear(input, $"{prefix}v_proj")).ToArray();
+        var importance = configuration.DynamicMaskWindow is null ? null : values.Select(value => Importance(value, prefix)).ToArray();
         var outputs = new double[inputs.Length][];
         for (var i = 0; i < inputs.Length; i++)
         {
@@ -49,13 +53,19 @@ internal sealed class PlainDecoder(DecoderConfiguration configuration, Func<stri
                 var (group, member) = (head / perGroup, head % perGroup);
                 var groupStart = group * perGroup * (_headWidth + gateWidth);
                 var query = Position(Part(queries[i], groupStart + (member * _headWidth), $"{prefix}q_norm"), i);
-                var first = window is { } limit ? Math.Max(0, i - limit + 1) : 0;
-                var weights = Enumerable.Range(first, i - first + 1).Select(j =>
-                    Math.Exp(query.Zip(Position(Part(keys[j], group * _headWidth, $"{prefix}k_norm"), j), (x, y) => x * y).Sum() / Math.Sqrt(_headWidth))).ToArray();
+                var seen = Enumerable.Range(0, i + 1).Where(j => window is null || j > i - window).ToArray();
+                if (importance is not null)
+                {
+                    // The same token has the same importance in the first layer: the later one stays.
+                    seen = [.. seen.OrderByDescending(j => importance[j][group]).ThenByDescending(j => j).Take(configuration.DynamicMaskWindow!.Value)];
+                }
+
+                var weights = seen.Select(j =>
+                    Math.Exp((query.Zip(Position(Part(keys[j], group * _headWidth, $"{prefix}k_norm"), j), (x, y) => x * y).Sum() / Math.Sqrt(_headWidth)) + (importance?[j][group] ?? 0))).ToArray();
                 var total = weights.Sum();
                 for (var element = 0; element < _headWidth; element++)
                 {
-                    var output = weights.Select((value, at) => value / total * values[first + at][(group * _headWidth) + element]).Sum();
+                    var output = weights.Select((value, at) => value / total * values[seen[at]][(group * _headWidth) + element]).Sum();
                     if (gateWidth > 0)
                     {
                         var score = queries[i][groupStart + (perGroup * _headWidth) + (member * gateWidth) + (gateWidth == 1 ? 0 : element)];
@@ -70,6 +80,13 @@ internal sealed class PlainDecoder(DecoderConfiguration configuration, Func<stri
         }
 
         return outputs;
+    }
+
+    private double[] Importance(double[] value, string prefix)
+    {
+        var amplitude = weight($"{prefix}A")!;
+        var linear = Linear(value, $"{prefix}dt_proj").Select((step, group) => amplitude[group] * Math.Log(1 + Math.Exp(step)));
+        return [.. configuration.DynamicMaskForm == ImportanceForm.Exponential ? linear.Select(Math.Exp) : linear];
     }
 
     private double[] Part(double[] projected, int start, string norm)

@@ -1,3 +1,4 @@
+using Heed.Masks;
 using Heed.Models.Decoders;
 
 namespace Heed.Models.Tests.Decoders;
@@ -22,5 +23,10 @@ internal static class SmallModels
         ["qwen3"] = Llama with { Family = DecoderFamily.Qwen3, QueryKeyNorm = true, HeadWidth = 10, EndTokenIds = [3, 4] },
         ["qwen3, headwise gate"] = Llama with { Family = DecoderFamily.Qwen3, QueryKeyNorm = true, OutputGate = OutputGate.Headwise },
         ["qwen3, elementwise gate"] = Llama with { Family = DecoderFamily.Qwen3, OutputGate = OutputGate.Elementwise, QueryKeyValueBias = true, OutputBias = true },
+        ["doge"] = Llama with { Family = DecoderFamily.Doge, QueryKeyNorm = true, DynamicMaskWindow = 4, BeginTokenId = null, EndTokenIds = [] },
+        ["doge, exponential, biases"] = Llama with
+        {
+            Family = DecoderFamily.Doge, QueryKeyNorm = true, DynamicMaskWindow = 5, DynamicMaskForm = ImportanceForm.Exponential, QueryKeyValueBias = true, OutputBias = true,
+        },
     };
 }

@@ -37,8 +37,9 @@ public sealed class OtherCasesTests : IDisposable
                           let start = offsets[sequence] + (block * size)
                           select (Start: start, End: Math.Min(start + size, offsets[sequence + 1]), First: offsets[sequence], Last: offsets[sequence + 1])).ToArray();
             var pairs = (from block in Enumerable.Range(0, blocks.Length) from head in Enumerable.Range(0, heads) from token in Enumerable.Range(0, tokens) select (block, head, token)).ToArray();
-            var similarity = pairs.ToDictionary(pair => pair, pair => Enumerable.Range(0, width).Sum(d =>
-                At(query, pair.token, pair.head, d) * Enumerable.Range(blocks[pair.block].Start, blocks[pair.block].End - blocks[pair.block].Start).Average(j => At(key, j, pair.head, d))));
+            var means = blocks.Select(block => key.narrow(0, block.Start, block.End - block.Start).mean([0L]).data<double>().ToArray()).ToArray();
+            var queries = query.data<double>().ToArray();
+            var similarity = pairs.ToDictionary(pair => pair, pair => Enumerable.Range(0, width).Sum(d => queries[(((pair.token * heads) + pair.head) * width) + d] * means[pair.block][(pair.head * width) + d]));
             bool IsValid((int Block, int Head, int Token) pair) => pair.Token >= blocks[pair.Block].First && pair.Token < blocks[pair.Block].Last;
             bool IsOwn((int Block, int Head, int Token) pair) => pair.Token >= blocks[pair.Block].Start && pair.Token < blocks[pair.Block].End;
             var selected = pairs.Where(IsOwn).ToHashSet();
@@ -54,8 +55,8 @@ public sealed class OtherCasesTests : IDisposable
                 var others = pool.Where(pair => !IsOwn(pair)).OrderByDescending(pair => similarity[pair]).ToList();
                 if (!byThreshold)
                 {
-                    var queries = scope == "query_head" ? 1 : scope == "head_global" ? tokens : tokens * heads;
-                    selected.UnionWith(others.Take((Math.Min(top, blocks.Length) - 1) * queries));
+                    var inPool = scope == "query_head" ? 1 : scope == "head_global" ? tokens : tokens * heads;
+                    selected.UnionWith(others.Take((Math.Min(top, blocks.Length) - 1) * inPool));
                     continue;
                 }
 
@@ -241,8 +242,6 @@ public sealed class OtherCasesTests : IDisposable
         var broken = Run("generalized-neighborhood-attention/WindowBounds", new { pad_value = 0.5 }, new() { ["in.axis"] = tensor(new[] { 5, 3, 1, 1, 0 }).view(1, 5), ["out.group"] = zeros([1, 5], int64) }, 0, 0);
         Assert.Equal("The case's pad_value is 0.5; whole numbers were expected.", broken.Message);
     }
-
-    private static double At(Tensor tensor, int token, int head, int channel) => tensor[token, head, channel].item<double>();
 
     /// <summary>One query's attention.</summary>
     private static Tensor Attend(Tensor query, Tensor keys, Tensor values, double scale, Tensor? bias = null)

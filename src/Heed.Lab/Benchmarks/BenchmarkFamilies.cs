@@ -21,6 +21,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("blocks", "Random block masks beside dense attention times their density", MaskBenchmarks.Blocks),
         new("decoding", "One query over a long cache beside libtorch, in three element types", DecodingBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
+        new("hip", "HiP: selection and attention over lengths, and decoding over a long cache, beside dense attention", HipBenchmarks.Run),
     ];
 }
 

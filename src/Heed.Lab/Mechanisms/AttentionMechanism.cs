@@ -30,7 +30,6 @@ public sealed record AttentionMechanism(
         {
             Sparse = "window:w=9", Everything = "window:w=128", DecodesAsPrefill = true,
         },
-        new("window", "window:w=128", "every query sees itself and the w - 1 keys before it", null, specification => WindowOf(specification.Integer("w", 128, 1))),
         NeighborhoodMechanism.Mechanism,
         new("vmoba", "vmoba:block=32,k=4", "every query sees its own block and the k - 1 complete blocks before it whose mean key it likes best", "vmoba", BlocksOf)
         {
@@ -52,6 +51,12 @@ public sealed record AttentionMechanism(
         new("superlinear", SearchMechanisms.SuperlinearUsage, "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SearchMechanisms.Superlinear)
         {
             Sparse = "superlinear:s=2", Everything = "superlinear:s=12", DecodesAsPrefill = true,
+        new("hip", SearchMechanisms.HipUsage, "HiP: a beam search down a tree finds the k best keys of every query block; window and first keys beside them", "hip-attention", SearchMechanisms.Hip),
+        new("chunk-scan", SearchMechanisms.ChunkScanUsage, "HiP 1.2: scans of ever smaller chunks find the k best keys of every query block", "hip-attention", SearchMechanisms.ChunkScan),
+        new("superlinear", SearchMechanisms.SuperlinearUsage, "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SearchMechanisms.Superlinear),
+        new("dma", DynamicMaskMechanism.Usage, "dynamic masks: the w keys of largest importance, drawn at random here (a demonstration: importance is learned)", "dynamic-mask-attention", DynamicMaskMechanism.Create)
+        {
+            Sparse = "dma:w=9",
         },
     ];
 

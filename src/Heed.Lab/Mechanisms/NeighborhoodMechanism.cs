@@ -16,7 +16,10 @@ internal static class NeighborhoodMechanism
             // Made once here, so that what does not fit is told before a model runs.
             _ = new NeighborhoodSelector(window, stride, dilation);
             return _ => new NeighborhoodSelector(window, stride, dilation);
-        });
+        })
+    {
+        Sparse = "gna:w=9,dilation=2", Everything = "gna:w=128", DecodesAsPrefill = true,
+    };
 
     /// <summary>The block mask to draw: as the kernel computes it, or over tokens in raster order.</summary>
     public static BlockMask Draw(Specification specification, int tokens)

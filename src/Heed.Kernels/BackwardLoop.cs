@@ -40,7 +40,8 @@ internal sealed unsafe class BackwardLoop<TVector, TOps, TNormalizer, TScore, TM
         (_problem, _a, _g) = (problem, problem.Arguments, gradients);
         _scoring = new(problem, modifier, predicate);
         _shape = new BackwardShape(problem, gradients, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(),
-            typeof(TScore) != typeof(UnmodifiedScore));
+            typeof(TScore) != typeof(UnmodifiedScore),
+            problem.IsGathered && typeof(TScore) == typeof(UnmodifiedScore) && typeof(TMask) == typeof(AllPairs));
         _finished = new int[problem.Sequences * problem.KeyHeads];
         _partials = new nint[_finished.Length * _shape.Parts];
         var buffers = _shape.PartialBuffers(problem.Threads);

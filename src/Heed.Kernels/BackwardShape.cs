@@ -21,7 +21,7 @@ internal sealed unsafe class BackwardShape
     private readonly CheckedProblem _problem;
     private readonly long _divided;
 
-    public BackwardShape(CheckedProblem problem, in AttentionGradients gradients, int lanes, int panelWidth, bool modified)
+    public BackwardShape(CheckedProblem problem, in AttentionGradients gradients, int lanes, int panelWidth, bool modified, bool gathers)
     {
         _problem = problem;
         long queries = problem.Queries, keys = problem.Keys;
@@ -57,7 +57,7 @@ internal sealed unsafe class BackwardShape
         KeyWidth = (Depth + lanes - 1) / lanes * lanes;
         ValueWidth = (problem.ValueWidth + lanes - 1) / lanes * lanes;
         PanelKeys = (keys + panelWidth - 1) / panelWidth * panelWidth;
-        Gathers = problem.Arguments.KeyRuns is not null;
+        Gathers = gathers;
 
         // Products with the transposed tile write back up to five rows after the last key.
         AccumulatorRows = keys + MicroKernel.Rows;

@@ -50,6 +50,8 @@ public sealed class BlockMask
         WordsPerBlock = queryBlock * ((keyBlock + 63) / 64);
         Validate();
         BitOffsets = bits is null ? null : OffsetsOfBits();
+        IsWhole = bits is null || !partial.AsSpan().Contains(true);
+        RunLength = LengthOfRuns();
     }
 
     /// <summary>Batch items that have lists of their own.</summary>
@@ -95,6 +97,12 @@ public sealed class BlockMask
     /// <summary>First word of each listed block's bits, or -1 for full blocks.</summary>
     internal long[]? BitOffsets { get; }
 
+    /// <summary>Whether no pair of a listed block is taken away by bits.</summary>
+    internal bool IsWhole { get; }
+
+    /// <summary>Mean number of keys that lie side by side and have the same bias, in the lists.</summary>
+    internal double RunLength { get; }
+
     /// <summary>The positions in the lists of one query block: those of <see cref="KeyBlockAt"/>.</summary>
     /// <param name="batch">The batch item, of the call.</param>
     /// <param name="head">The query head, of the call.</param>
@@ -125,6 +133,20 @@ public sealed class BlockMask
     /// <summary>Whether a pair of a listed partial block is allowed by the mask's bits.</summary>
     internal bool BitIsSet(int listed, int row, int column) =>
         (Bits![BitOffsets![listed] + ((long)row * ((KeyBlock + 63) / 64)) + (column / 64)] >> (column % 64) & 1) != 0;
+
+    private double LengthOfRuns()
+    {
+        long runs = 0;
+        for (var row = 0; row + 1 < RowOffsets.Length; row++)
+        {
+            for (var i = RowOffsets[row]; i < RowOffsets[row + 1]; i++)
+            {
+                runs += i == RowOffsets[row] || KeyBlocks[i] != KeyBlocks[i - 1] + 1 || BiasAt(i) != BiasAt(i - 1) ? 1 : 0;
+            }
+        }
+
+        return (double)KeyBlocks.Length * KeyBlock / Math.Max(runs, 1);
+    }
 
     private long[] OffsetsOfBits()
     {

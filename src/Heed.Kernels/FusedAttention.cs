@@ -137,18 +137,14 @@ public static unsafe class FusedAttention
         where TMask : struct, IMaskPredicate
     {
         ClearAbsentRows<TVector, TOps>(problem);
-        if (problem.Arguments.KeyRuns is not null)
+        if (problem.IsGathered && typeof(TScore) == typeof(UnmodifiedScore) && typeof(TMask) == typeof(AllPairs) && !problem.Arguments.Statistics.Any)
         {
-            if (typeof(TScore) == typeof(UnmodifiedScore) && !problem.Arguments.Statistics.Any)
-            {
-                GatheredForward<TVector, TOps>.Compute(problem);
-                return;
-            }
-
-            problem = problem.WithBlockMask();
+            GatheredForward<TVector, TOps>.Compute(problem);
         }
-
-        ForwardKernel<TVector, TOps, TScore, TMask>.Compute(problem, modifier, predicate);
+        else
+        {
+            ForwardKernel<TVector, TOps, TScore, TMask>.Compute(problem.WithBlockMask(), modifier, predicate);
+        }
     }
 
     /// <summary>Writes the results of the rows that lie in no sequence: zeros, and minus infinity for the log-sum-exp.</summary>

@@ -4,7 +4,7 @@ using System.Runtime.InteropServices;
 namespace Heed.Kernels;
 
 /// <summary>
-/// The blocks of <see cref="BackwardLoop{TVector, TOps, TNormalizer, TScore, TMask}"/> under <see cref="KeyRuns"/>: keys and values are gathered tile by tile, and their gradients, summed
+/// The blocks of <see cref="BackwardLoop{TVector, TOps, TNormalizer, TScore, TMask}"/> under <see cref="KeyRuns"/> and block masks of few keys a block: keys and values are gathered tile by tile, and their gradients, summed
 /// over the block's queries, are added back to where they came from. Keys that a row reads (nearly) alone go row by row.
 /// </summary>
 internal sealed unsafe class GatheredBackward<TVector, TOps, TNormalizer>(
@@ -167,7 +167,8 @@ internal sealed unsafe class GatheredBackward<TVector, TOps, TNormalizer>(
                 ref readonly var span = ref columns.SpanAt(next);
                 for (var end = Math.Min(span.End, key + TileColumns - tile.Count); key < end; key++)
                 {
-                    tile.Keys[tile.Count++] = key;
+                    (tile.Keys[tile.Count], tile.BlockBiases[tile.Count]) = (key, span.Bias);
+                    tile.Count++;
                 }
 
                 if (key == span.End)

@@ -3,7 +3,7 @@ using System.Runtime.CompilerServices;
 namespace Heed.Kernels;
 
 /// <summary>
-/// The forward pass over <see cref="KeyRuns"/>. An item is a block of queries of the heads that share key/value head and runs. Keys that several rows read are gathered once for all of
+/// The forward pass over <see cref="KeyRuns"/>, and over block masks of so few keys a block that gathering them is cheaper. An item is a block of queries of the heads that share key/value head and runs. Keys that several rows read are gathered once for all of
 /// them, into panels of up to <see cref="MicroKernel.ScoreColumns"/> columns, and go through the register tiles of the dense pass; keys that a row reads (nearly) alone are read where
 /// they lie. Both meet in the row's running softmax.
 /// </summary>
@@ -42,7 +42,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
         }
     }
 
-    /// <summary>Computes the output and the log-sum-exp of a checked problem with key runs.</summary>
+    /// <summary>Computes the output and the log-sum-exp of a checked problem with key runs or a whole block mask.</summary>
     public static void Compute(CheckedProblem problem)
     {
         if (problem.Heads > 0)
@@ -55,7 +55,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
     /// <summary>Consecutive query heads that read the same keys and the same runs.</summary>
     public static int SharedHeads(CheckedProblem problem)
     {
-        var listed = problem.Heads / problem.Arguments.KeyRuns!.Heads;
+        var listed = problem.Heads / (problem.Arguments.KeyRuns?.Heads ?? problem.Arguments.BlockMask!.Heads);
         return problem.HasLowRank ? 1 : listed % problem.Group == 0 ? problem.Group : problem.Group % listed == 0 ? listed : 1;
     }
 
@@ -434,7 +434,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
                 {
                     ref readonly var span = ref columns.SpanAt(next);
                     var taken = Math.Min(span.End - start, TileColumns - filled);
-                    spans[count++] = new(start, taken);
+                    spans[count++] = new(start, taken, span.Bias);
                     filled += taken;
                     start += taken;
                     if (start == span.End)
@@ -548,7 +548,8 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
             {
                 for (var key = spans[i].Start; key < spans[i].Start + spans[i].Count; key++)
                 {
-                    tile.Keys[column++] = key;
+                    (tile.Keys[column], tile.BlockBiases[column]) = (key, spans[i].Bias);
+                    column++;
                 }
             }
 
@@ -624,7 +625,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
         return total;
     }
 
-    private readonly record struct KeySpan(int Start, int Count);
+    private readonly record struct KeySpan(int Start, int Count, float Bias);
 
     /// <summary>A block of queries of the heads that share its keys; its memory is the item's.</summary>
     private struct Block

@@ -94,7 +94,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         _problem = problem;
         _mass = mass;
         _scoring = new(problem, modifier, predicate);
-        _shape = new BackwardShape(problem, default, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), modified: false);
+        _shape = new BackwardShape(problem, default, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), modified: false, gathers: false);
         _partial = _shape.Splits == 1 ? mass : Workspace.OfCall.Take(Count * _shape.Splits);
     }
 

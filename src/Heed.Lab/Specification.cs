@@ -48,6 +48,20 @@ public sealed class Specification
             : throw new ArgumentException($"{option} of '{Name}' is a whole number of at least {minimum}, not '{text}'.");
     }
 
+    /// <summary>Whole numbers of at least <paramref name="minimum"/> (or -1 where <paramref name="allowsWhole"/>), written with an x between them: <c>16x24</c>.</summary>
+    /// <exception cref="ArgumentException">The value is no such list.</exception>
+    public long[]? Lengths(string option, int minimum, bool allowsWhole = false)
+    {
+        if (Text(option) is not { } text)
+        {
+            return null;
+        }
+
+        var parts = text.Split('x').Select(part => long.TryParse(part, NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture, out var value) ? value : long.MinValue).ToArray();
+        return parts.All(value => value >= minimum || (allowsWhole && value == -1)) ? parts
+            : throw new ArgumentException($"{option} of '{Name}' is one whole number of at least {minimum}{(allowsWhole ? " (or -1)" : "")}, or several with an x between them such as 16x24, not '{text}'.");
+    }
+
     /// <summary>A number.</summary>
     /// <exception cref="ArgumentException">The value is no number.</exception>
     public double Number(string option, double fallback)

@@ -69,7 +69,7 @@ internal static class BenchCommand
                 foreach (var row in family.Run(new(count, quick, limits[count], cancellation)))
                 {
                     rows.Add(row);
-                    terminal.Notice($"{row.Name,-28} {row.Shape,-34} {row.Threads}t  {row.Milliseconds,10:0.000} ms  {row.Ratio,6:0.00} x {row.Peer}{(row.FractionOfLimit is { } share ? $"  {share:P0} of limit" : "")}");
+                    terminal.Notice($"{row.Name,-28} {row.Shape,-34} {row.Threads}t  {row.Milliseconds,10:0.000} ms  {(row.Ratio is { } ratio ? $"{ratio,6:0.00} x {row.Peer}" : "")}{(row.FractionOfLimit is { } share ? $"  {share:P0} of limit" : "")}{(row.Exponent is { } exponent ? $"  exponent {exponent:0.00}" : "")}");
                 }
             }
 
@@ -99,16 +99,16 @@ internal static class BenchCommand
     private static Table Table(List<BenchmarkResult> rows)
     {
         var table = new Table().Border(TableBorder.Rounded);
-        foreach (var column in new[] { "work", "shape", "threads", "ours, ms", "peer", "peer, ms", "ratio", "of limit", "aim", "met" })
+        foreach (var column in new[] { "work", "shape", "threads", "ours, ms", "peer", "peer, ms", "ratio", "of limit", "peak, MB", "exponent", "aim", "met" })
         {
-            table.AddColumn(column);
+            table.AddColumn(new TableColumn(column) { NoWrap = column == "work" });
         }
 
         foreach (var row in rows)
         {
             table.AddRow(
                 Markup.Escape(row.Name), Markup.Escape(row.Shape), $"{row.Threads}", $"{row.Milliseconds:0.000}", Markup.Escape(row.Peer), $"{row.PeerMilliseconds:0.000}",
-                $"{row.Ratio:0.00}", $"{row.FractionOfLimit:P0}", Markup.Escape(row.Aim ?? ""), row.Met switch { true => "[green]yes[/]", false => "[red]no[/]", null => "" });
+                $"{row.Ratio:0.00}", $"{row.FractionOfLimit:P0}", $"{row.PeakBytes / 1e6:0.0}", $"{row.Exponent:0.00}", Markup.Escape(row.Aim ?? ""), row.Met switch { true => "[green]yes[/]", false => "[red]no[/]", null => "" });
         }
 
         return table;

@@ -8,6 +8,8 @@ namespace Heed.Kernels;
 /// <summary>Copies operands into the order in which <see cref="MicroKernel"/> reads them.</summary>
 internal static unsafe class Packing
 {
+    private const int SixteenKeys = 16;
+
     /// <summary>Columns of a panel: of keys, and at most of values.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static int PanelWidth<TVector, TOps>()
@@ -93,6 +95,17 @@ internal static unsafe class Packing
         where TElement : struct, IElement
     {
         var key = 0;
+        var rows = stackalloc byte*[SixteenKeys];
+        for (; Avx512F.IsSupported && key + SixteenKeys <= keys; key += SixteenKeys)
+        {
+            for (var i = 0; i < SixteenKeys; i++)
+            {
+                rows[i] = source + ((key + i) * rowStride);
+            }
+
+            TransposeSixteen<TElement>(rows, depth, panel + key, width);
+        }
+
         for (; key + 4 <= keys; key += 4)
         {
             var row = source + (key * rowStride);
@@ -192,8 +205,24 @@ internal static unsafe class Packing
     public static void GatherKeys<TElement>(byte* source, nint rowStride, int* keys, int count, nint depth, float* panel, int width)
         where TElement : struct, IElement
     {
-        const int ahead = 12;
-        for (var key = 0; key < count; key += 4)
+        const int ahead = 16;
+        var key = 0;
+        var rows = stackalloc byte*[SixteenKeys];
+        for (; Avx512F.IsSupported && key + SixteenKeys <= count; key += SixteenKeys)
+        {
+            for (var i = 0; i < SixteenKeys; i++)
+            {
+                rows[i] = source + (keys[key + i] * rowStride);
+                if (key + i + ahead < count)
+                {
+                    Request(source + (keys[key + i + ahead] * rowStride), depth * TElement.Size);
+                }
+            }
+
+            TransposeSixteen<TElement>(rows, depth, panel + key, width);
+        }
+
+        for (; key < count; key += 4)
         {
             if (Sse.IsSupported)
             {
@@ -289,6 +318,49 @@ internal static unsafe class Packing
 
         return TOps.Sum(check) + rest == 0;
     }
+
+    /// <summary>The columns of sixteen keys in a panel.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void TransposeSixteen<TElement>(byte** rows, nint depth, float* column, nint width)
+        where TElement : struct, IElement
+    {
+        nint d = 0;
+        for (; d + 4 <= depth; d += 4)
+        {
+            // Each vector holds four elements of every fourth key: a transposition within the quarters leaves sixteen keys side by side.
+            var v0 = EveryFourth<TElement>(rows, d * TElement.Size);
+            var v1 = EveryFourth<TElement>(rows + 1, d * TElement.Size);
+            var v2 = EveryFourth<TElement>(rows + 2, d * TElement.Size);
+            var v3 = EveryFourth<TElement>(rows + 3, d * TElement.Size);
+            var low02 = Avx512F.UnpackLow(v0, v2);
+            var low13 = Avx512F.UnpackLow(v1, v3);
+            var high02 = Avx512F.UnpackHigh(v0, v2);
+            var high13 = Avx512F.UnpackHigh(v1, v3);
+            Avx512F.UnpackLow(low02, low13).Store(column);
+            Avx512F.UnpackHigh(low02, low13).Store(column + width);
+            Avx512F.UnpackLow(high02, high13).Store(column + (2 * width));
+            Avx512F.UnpackHigh(high02, high13).Store(column + (3 * width));
+            column += 4 * width;
+        }
+
+        for (; d < depth; d++)
+        {
+            for (var i = 0; i < SixteenKeys; i++)
+            {
+                column[i] = TElement.Read(rows[i] + (d * TElement.Size));
+            }
+
+            column += width;
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<float> EveryFourth<TElement>(byte** rows, nint offset)
+        where TElement : struct, IElement => Vector512.Create(
+            Vector256.Create(
+                TElement.Load<Vector128<float>, Vector128Operations>(rows[0] + offset), TElement.Load<Vector128<float>, Vector128Operations>(rows[4] + offset)),
+            Vector256.Create(
+                TElement.Load<Vector128<float>, Vector128Operations>(rows[8] + offset), TElement.Load<Vector128<float>, Vector128Operations>(rows[12] + offset)));
 
     /// <summary>Asks for the cache lines of a row that will be read soon.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

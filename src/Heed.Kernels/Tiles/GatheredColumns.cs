@@ -13,6 +13,7 @@ internal sealed class GatheredColumns
     private int[] _keys = new int[256];
     private int[] _firstRows = new int[256];
     private int[] _endRows = new int[256];
+    private float[] _biases = new float[256];
     private Span[] _spans = new Span[64];
     private int[] _firstSpans = new int[128];
     private int[] _lastSpans = new int[128];
@@ -35,13 +36,16 @@ internal sealed class GatheredColumns
     /// <summary>Row after the last that reads each column.</summary>
     public ReadOnlySpan<int> EndRows => _endRows.AsSpan(0, Count);
 
+    /// <summary>Bias of each column's listed block; with key runs none is ever set.</summary>
+    public ReadOnlySpan<float> Biases => _biases.AsSpan(0, Count);
+
     /// <summary>The first span of a row; -1: none.</summary>
     public int FirstSpan(int row) => _firstSpans[row];
 
     /// <summary>A span: its keys, and the row's next span or -1.</summary>
     public ref readonly Span SpanAt(int index) => ref _spans[index];
 
-    /// <summary>Finds the columns and spans of queries that lie in one block of queries of the runs.</summary>
+    /// <summary>Finds the columns and spans of queries that lie in one block of queries of the runs or block mask.</summary>
     /// <param name="problem">The problem.</param>
     /// <param name="slice">The sequence.</param>
     /// <param name="head">The query head.</param>
@@ -60,7 +64,18 @@ internal sealed class GatheredColumns
         }
 
         Array.Fill(_firstSpans, -1, 0, rows);
-        var runs = problem.Arguments.KeyRuns!;
+        if (problem.Arguments.KeyRuns is { } runs)
+        {
+            FindRuns(problem, slice, runs, head, query, rows, fewRows);
+        }
+        else
+        {
+            FindBlocks(problem, slice, problem.Arguments.BlockMask!, head, query, rows, fewRows);
+        }
+    }
+
+    private void FindRuns(CheckedProblem problem, in SequenceSlice slice, KeyRuns runs, int head, long query, int rows, int fewRows)
+    {
         var (block, offset) = Math.DivRem(slice.QueryStart + query, runs.QueryBlock);
         var (listed, stop) = runs.Row(slice.Batch, (long)head * runs.Heads / problem.Heads, (int)block);
         for (; listed < stop; listed++)
@@ -73,23 +88,36 @@ internal sealed class GatheredColumns
                 continue;
             }
 
-            var key = (int)Math.Max(Math.Max(run.FirstKey - slice.KeyStart, 0), problem.FirstKey(slice, query + first));
-            var endKey = (int)Math.Min(run.FirstKey + run.KeyCount - slice.KeyStart, problem.EndKey(slice, query + end - 1));
-            if (end - first <= fewRows)
-            {
-                for (; first < end; first++)
-                {
-                    AddSpan(first, (int)Math.Max(key, problem.FirstKey(slice, query + first)), (int)Math.Min(endKey, problem.EndKey(slice, query + first)));
-                }
-            }
-            else
-            {
-                AddColumns(problem, slice, query, key, endKey, first, end);
-            }
+            Add(problem, slice, query, run.FirstKey - slice.KeyStart, run.KeyCount, first, end, 0, fewRows);
         }
     }
 
-    private void AddColumns(CheckedProblem problem, in SequenceSlice slice, long query, int key, int endKey, int first, int end)
+    private void FindBlocks(CheckedProblem problem, in SequenceSlice slice, BlockMask mask, int head, long query, int rows, int fewRows)
+    {
+        var (listed, stop) = mask.Row(slice.Batch, head, (int)((slice.QueryStart + query) / mask.QueryBlock));
+        for (; listed < stop; listed++)
+        {
+            Add(problem, slice, query, ((long)mask.KeyBlockAt(listed) * mask.KeyBlock) - slice.KeyStart, mask.KeyBlock, 0, rows, mask.BiasAt(listed), fewRows);
+        }
+    }
+
+    private void Add(CheckedProblem problem, in SequenceSlice slice, long query, long firstKey, int keyCount, int first, int end, float bias, int fewRows)
+    {
+        var key = (int)Math.Max(Math.Max(firstKey, 0), problem.FirstKey(slice, query + first));
+        var endKey = (int)Math.Min(firstKey + keyCount, problem.EndKey(slice, query + end - 1));
+        if (end - first > fewRows)
+        {
+            AddColumns(problem, slice, query, key, endKey, first, end, bias);
+            return;
+        }
+
+        for (; first < end; first++)
+        {
+            AddSpan(first, (int)Math.Max(key, problem.FirstKey(slice, query + first)), (int)Math.Min(endKey, problem.EndKey(slice, query + first)), bias);
+        }
+    }
+
+    private void AddColumns(CheckedProblem problem, in SequenceSlice slice, long query, int key, int endKey, int first, int end, float bias)
     {
         var needed = Count + Math.Max(endKey - key, 0);
         if (needed > _keys.Length)
@@ -98,6 +126,7 @@ internal sealed class GatheredColumns
             Array.Resize(ref _keys, size);
             Array.Resize(ref _firstRows, size);
             Array.Resize(ref _endRows, size);
+            Array.Resize(ref _biases, size);
         }
 
         for (; key < endKey; key++)
@@ -114,19 +143,19 @@ internal sealed class GatheredColumns
                 }
             }
 
-            (_keys[Count], _firstRows[Count], _endRows[Count]) = (key, from, to);
+            (_keys[Count], _firstRows[Count], _endRows[Count], _biases[Count]) = (key, from, to, bias);
             Count++;
         }
     }
 
-    private void AddSpan(int row, int key, int endKey)
+    private void AddSpan(int row, int key, int endKey, float bias)
     {
         if (key >= endKey)
         {
             return;
         }
 
-        if (_firstSpans[row] >= 0 && _spans[_lastSpans[row]].End == key)
+        if (_firstSpans[row] >= 0 && _spans[_lastSpans[row]].End == key && _spans[_lastSpans[row]].Bias == bias)
         {
             _spans[_lastSpans[row]].End = endKey;
             return;
@@ -137,7 +166,7 @@ internal sealed class GatheredColumns
             Array.Resize(ref _spans, 2 * Spans);
         }
 
-        _spans[Spans] = new() { Start = key, End = endKey, Next = -1 };
+        _spans[Spans] = new() { Start = key, End = endKey, Next = -1, Bias = bias };
         if (_firstSpans[row] < 0)
         {
             _firstSpans[row] = Spans;
@@ -156,5 +185,6 @@ internal sealed class GatheredColumns
         public int Start;
         public int End;
         public int Next;
+        public float Bias;
     }
 }

@@ -6,7 +6,7 @@ namespace Heed.Kernels;
 internal unsafe struct GatheredTile
 {
     /// <summary>Floats of memory that a tile takes.</summary>
-    public const long Floats = 5 * MicroKernel.ScoreColumns;
+    public const long Floats = 6 * MicroKernel.ScoreColumns;
 
     /// <summary>Key of each column, within the sequence.</summary>
     public int* Keys;
@@ -23,7 +23,10 @@ internal unsafe struct GatheredTile
     /// <summary>Key of each column less the aligned position of the block's first row; only with ALiBi.</summary>
     public float* Distances;
 
-    /// <summary>The per-key bias of each column; only where there is one.</summary>
+    /// <summary>The bias of each column's listed block; only with a block mask that has biases.</summary>
+    public float* BlockBiases;
+
+    /// <summary>The biases of each column, its key's and its block's; only where there is one.</summary>
     public float* KeyBiases;
 
     /// <summary>Lays out a tile.</summary>
@@ -36,6 +39,7 @@ internal unsafe struct GatheredTile
         return new()
         {
             Keys = (int*)memory, FirstRows = memory + columns, EndRows = memory + (2 * columns), Distances = memory + (3 * columns), KeyBiases = memory + (4 * columns),
+            BlockBiases = memory + (5 * columns),
         };
     }
 
@@ -50,6 +54,7 @@ internal unsafe struct GatheredTile
             (FirstRows[i], EndRows[i]) = (firstRows[i], endRows[i]);
         }
 
+        columns.Biases.Slice(first, count).CopyTo(new(BlockBiases, count));
         new Span<float>(FirstRows + count, MicroKernel.ScoreColumns - count).Fill(float.PositiveInfinity);
         new Span<float>(EndRows + count, MicroKernel.ScoreColumns - count).Clear();
         Count = count;
@@ -62,9 +67,11 @@ internal readonly unsafe struct GatheredScores<TVector, TOps>(CheckedProblem pro
     where TOps : struct, IVectorOperations<TVector>
 {
     private readonly CheckedProblem _problem = problem;
+    private readonly bool _blockBiases = problem.Arguments.BlockMask?.Biases is not null;
 
     /// <summary>Whether a bias may take pairs away.</summary>
-    public bool MayMask { get; } = problem.Arguments.Bias.IsGiven || problem.Arguments.KeyBias.IsGiven;
+    public bool MayMask { get; } =
+        problem.Arguments.Bias.IsGiven || problem.Arguments.KeyBias.IsGiven || problem.Arguments.BlockMask?.Biases is not null;
 
     /// <summary>Reads what the columns of a tile need for one head.</summary>
     public void Prepare(in GatheredTile tile, in SequenceSlice slice, int head, long query)
@@ -75,8 +82,13 @@ internal readonly unsafe struct GatheredScores<TVector, TOps>(CheckedProblem pro
             var source = (float*)a.KeyBias.Data + (slice.Batch * a.KeyBias.BatchStride) + (head * a.KeyBias.HeadStride) + (slice.KeyStart * a.KeyBias.KeyStride);
             for (var i = 0; i < tile.Count; i++)
             {
-                tile.KeyBiases[i] = source[tile.Keys[i] * a.KeyBias.KeyStride];
+                var bias = source[tile.Keys[i] * a.KeyBias.KeyStride];
+                tile.KeyBiases[i] = !_blockBiases || float.IsNegativeInfinity(bias) ? bias : bias + tile.BlockBiases[i];
             }
+        }
+        else if (_blockBiases)
+        {
+            new ReadOnlySpan<float>(tile.BlockBiases, tile.Count).CopyTo(new(tile.KeyBiases, tile.Count));
         }
 
         if (a.AlibiSlopes != null)
@@ -117,7 +129,7 @@ internal readonly unsafe struct GatheredScores<TVector, TOps>(CheckedProblem pro
             AddBias(tile, slice, head, query + row, rows, first, Math.Min(columns, tile.Count - first), scores);
         }
 
-        if (a.KeyBias.IsGiven)
+        if (a.KeyBias.IsGiven || _blockBiases)
         {
             AddKeyBiases(tile.KeyBiases + first, columns, rows, scores);
         }

@@ -7,7 +7,11 @@ namespace Heed.Lab.Benchmarks;
 /// <param name="Cancellation">Stops between two runs.</param>
 public sealed record BenchmarkContext(int Threads, bool Quick, MachineLimits Limits, CancellationToken Cancellation)
 {
+    /// <summary>How long a row is measured where nothing else is said.</summary>
     private TimeSpan Budget => TimeSpan.FromSeconds(Quick ? 0.05 : 1.5);
+
+    /// <summary>Whether an aim was met, as a row tells it: on small shapes nothing is judged.</summary>
+    internal bool? Judge(bool? met) => Quick ? null : met;
 
     /// <summary>Measures one row.</summary>
     /// <param name="name">The row's name, <c>family/work</c>.</param>
@@ -18,10 +22,11 @@ public sealed record BenchmarkContext(int Threads, bool Quick, MachineLimits Lim
     /// <param name="aim">The aim and how to tell from (ours, peer, fraction) whether it was met; null: none.</param>
     /// <param name="gigaflop">Billion float operations of the work, where arithmetic is its limit.</param>
     /// <param name="gigabytes">Billion bytes that the work must read, where bandwidth is its limit.</param>
+    /// <param name="share">Share of the usual time to spend on the row: below 1 where there are many rows of a kind.</param>
     internal BenchmarkResult Row(
-        string name, string shape, Action ours, string peerName, Action? peer, Aim? aim = null, double? gigaflop = null, double? gigabytes = null)
+        string name, string shape, Action ours, string peerName, Action? peer, Aim? aim = null, double? gigaflop = null, double? gigabytes = null, double share = 1)
     {
-        var (time, peerTime, ratio) = PairedTimer.Measure(ours, peer, Budget, Cancellation);
+        var (time, peerTime, ratio) = PairedTimer.Measure(ours, peer, share * Budget, Cancellation);
         var growth = PairedTimer.PeakGrowth(ours);
         double? fraction = (gigaflop, gigabytes) switch
         {
@@ -29,7 +34,7 @@ public sealed record BenchmarkContext(int Threads, bool Quick, MachineLimits Lim
             (_, { } bytes) => bytes / (time / 1e3) / Limits.ReadGigabytesPerSecond,
             _ => null,
         };
-        return new(name, shape, Threads, time, peerName, peerTime, ratio, fraction, growth, aim?.Text, aim?.Met(ratio, fraction));
+        return new(name, shape, Threads, time, peerName, peerTime, ratio, fraction, growth, aim?.Text, Judge(aim?.Met(ratio, fraction)));
     }
 }
 
@@ -38,7 +43,10 @@ public sealed record BenchmarkContext(int Threads, bool Quick, MachineLimits Lim
 /// <param name="Fraction">Least share of the limit; null: none.</param>
 internal sealed record Aim(double? Ratio, double? Fraction = null)
 {
-    public string Text => string.Join(", ", new[]
+    /// <summary>The aim in words of its own; null: the numbers.</summary>
+    public string? Words { get; init; }
+
+    public string Text => Words ?? string.Join(", ", new[]
     {
         Ratio is { } ratio ? $"ratio >= {ratio:0.###}" : "",
         Fraction is { } fraction ? $">= {fraction:P0} of limit" : "",
@@ -46,6 +54,9 @@ internal sealed record Aim(double? Ratio, double? Fraction = null)
 
     /// <summary>At most so many times the peer's time.</summary>
     public static Aim AtMost(double timesPeer) => new(1 / timesPeer);
+
+    /// <summary>At most such a share of the peer, which it is a part of.</summary>
+    public static Aim ShareOfPeer(double share) => new(1 / share) { Words = $"at most {share:P0}" };
 
     public bool Met(double? ratio, double? fraction) => !(ratio < Ratio) && !(fraction < Fraction);
 }

@@ -8,20 +8,18 @@ internal static class PairedTimer
     /// <summary>Median times and the median of the pairwise ratios.</summary>
     /// <param name="ours">Our work.</param>
     /// <param name="peer">The peer's; null: none.</param>
-    /// <param name="budget">How long to measure altogether, after the warm-up. At least three pairs are measured.</param>
+    /// <param name="budget">How long to measure altogether, after the warm-up. At least three pairs are measured, of long ones fewer.</param>
     /// <param name="cancellation">Stops between two runs.</param>
     public static (double Ours, double? Peer, double? Ratio) Measure(Action ours, Action? peer, TimeSpan budget, CancellationToken cancellation)
     {
-        Once(ours);
-        if (peer is not null)
-        {
-            Once(peer);
-        }
+        var warm = Once(ours) + (peer is null ? 0 : Once(peer));
+        // Noise is short: a pair of many seconds averages it out by itself.
+        var least = warm < 3_000 ? 3 : warm < 10_000 ? 2 : 1;
 
         var oursTimes = new List<double>();
         var peerTimes = new List<double>();
         var clock = Stopwatch.StartNew();
-        while (oursTimes.Count < 3 || (clock.Elapsed < budget && oursTimes.Count < 200))
+        while (oursTimes.Count < least || (clock.Elapsed < budget && oursTimes.Count < 200))
         {
             cancellation.ThrowIfCancellationRequested();
             oursTimes.Add(Once(ours));

@@ -27,6 +27,8 @@ public sealed record DrawableMask(string Name, string Usage, string Summary, Fun
             (mask, tokens) => mask.Integer("w", 128, 1) / 2 is var side ? BlockMasks.SlidingWindow(tokens, tokens, side, side, Causality.None, BlockOf(mask), BlockOf(mask)) : null!),
         new("random", "random:density=0.25,seed=1,block=64", "blocks of pairs chosen at random",
             (mask, tokens) => BlockMasks.Random(tokens, tokens, mask.Number("density", 0.25), mask.Integer("seed", 1, 0), queryBlock: BlockOf(mask), keyBlock: BlockOf(mask))),
+        new("gna", "gna:grid=16x16,w=5x5,stride=1,dilation=1,causal=0,order=tiles", "neighborhood attention on a grid, in the order in which it is computed or in raster order; without a grid causal on a line",
+            NeighborhoodMechanism.Draw),
         new(FileName, $"{FileName}:tensor=NAME,block=64", "a boolean tensor of a safetensors file, true where a query may attend", FromFile),
     ];
 

@@ -30,6 +30,19 @@ public sealed record AttentionMechanism(
         {
             Sparse = "window:w=9", Everything = "window:w=128", DecodesAsPrefill = true,
         },
+        NeighborhoodMechanism.Mechanism,
+        new("vmoba", "vmoba:block=32,k=4", "every query sees its own block and the k - 1 complete blocks before it whose mean key it likes best", "vmoba", BlocksOf)
+        {
+            Sparse = "vmoba:block=8,k=3", Everything = "vmoba:block=16,k=64", DecodesAsPrefill = true,
+        },
+        new("psa", "psa:block=32,full=0.7,half=0.8,quarter=0.9,eighth=0.9,rank=importance,stride=8,text=0,similarity=0.75/0.7/0.7",
+            "every block of queries reads blocks of keys in full, pooled by 2, 4 or 8, or not at all, by their importance", "psa", PyramidOf)
+        {
+            Sparse = "psa:block=16,full=0.4,half=0.6,quarter=0.7,eighth=0.8,similarity=0/0/-1", Everything = "psa:block=32,full=1,half=1,quarter=1,eighth=1",
+        },
+        new("hip", SearchMechanisms.HipUsage, "HiP: a beam search down a tree finds the k best keys of every query block; window and first keys beside them", "hip-attention", SearchMechanisms.Hip),
+        new("chunk-scan", SearchMechanisms.ChunkScanUsage, "HiP 1.2: scans of ever smaller chunks find the k best keys of every query block", "hip-attention", SearchMechanisms.ChunkScan),
+        new("superlinear", SearchMechanisms.SuperlinearUsage, "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SearchMechanisms.Superlinear),
         new("dma", DynamicMaskMechanism.Usage, "dynamic masks: the w keys of largest importance, drawn at random here (a demonstration: importance is learned)", "dynamic-mask-attention", DynamicMaskMechanism.Create)
         {
             Sparse = "dma:w=9",
@@ -55,6 +68,46 @@ public sealed record AttentionMechanism(
         var selectorAt = mechanism.Create(specification);
         specification.RefuseUnread();
         return site => site.Layer < dense ? null : selectorAt(site);
+    }
+
+    private static Func<AttentionSite, AttentionSelector?> BlocksOf(Specification specification)
+    {
+        var options = new MixtureOfBlocksOptions
+        {
+            BlockSize = specification.Integer("block", 32, 1), TopK = specification.Integer("k", 4, 1), Mode = BlockSelectionMode.TopK, Scope = BlockSelectionScope.QueryHead,
+            EmptySelection = EmptyBlockSelection.OwnBlockOnly,
+        };
+        return _ => new MixtureOfBlocksSelector(options);
+    }
+
+    private static Func<AttentionSite, AttentionSelector?> PyramidOf(Specification specification)
+    {
+        var block = specification.Integer("block", 32, 8);
+        double[] ends =
+        [
+            0, specification.Number("full", 0.7), specification.Number("half", 0.8), specification.Number("quarter", 0.9), specification.Number("eighth", 0.9), 1,
+        ];
+        var ranking = specification.Text("rank") switch
+        {
+            null or "importance" => PyramidRanking.Cumulative,
+            "count" => PyramidRanking.TopK,
+            var other => throw new ArgumentException($"rank of 'psa' is importance (shares of importance) or count (shares of the blocks), not '{other}'."),
+        };
+        var thresholds = (specification.Text("similarity") ?? "0.75/0.7/0.7").Split('/');
+        if (thresholds.Length != 3 || !thresholds.All(part => double.TryParse(part, out _)))
+        {
+            throw new ArgumentException("similarity of 'psa' is three numbers, what the mean cosine must exceed for pooling by 2, 4 and 8: for example 0.75/0.7/0.7, or 0/0/-1 to pool whatever comes.");
+        }
+
+        var options = new PyramidOptions
+        {
+            QueryBlock = block, KeyBlock = block, Importance = PyramidImportance.Antidiagonal, Ranking = ranking, Stride = specification.Integer("stride", 8, 1), Chunk = block,
+            TextLength = specification.Integer("text", 0, 0), UseSimilarity = true,
+            SimilarityThresholds = (double.Parse(thresholds[0]), double.Parse(thresholds[1]), double.Parse(thresholds[2])),
+            Levels = [.. new[] { 1, 2, 4, 8, 0 }.Select((level, index) => new PyramidLevel(level, ends[index], ends[index + 1]))],
+        };
+        options.Validate();
+        return _ => new PyramidSelector(options);
     }
 
     private static Func<AttentionSite, AttentionSelector?> WindowOf(int width)

@@ -10,7 +10,7 @@ public sealed record NeighborhoodTiles(IReadOnlyList<long> Query, IReadOnlyList<
 
 /// <summary>How a neighborhood is computed by the block-sparse kernel: the orders that make tiles contiguous and dilation groups a batch, and which tiles meet. Depends on geometry alone, so it is built once
 /// and shared.</summary>
-internal sealed class NeighborhoodPlan
+public sealed class NeighborhoodPlan
 {
     // A model uses a handful of geometries; a plan of a large grid takes megabytes.
     private const int Remembered = 16;
@@ -48,11 +48,19 @@ internal sealed class NeighborhoodPlan
     /// <summary>Order of keys and values; null: as they are.</summary>
     public TokenOrder? KeyOrder { get; }
 
-    /// <summary>The plan of a neighborhood.</summary>
+    /// <summary>The plan of a neighborhood; the latest ones are remembered.</summary>
     /// <param name="neighborhood">The neighborhood.</param>
-    /// <param name="tiles">The tiles; null: chosen.</param>
+    /// <param name="tiles">The tiles; null: those with the least work.</param>
+    /// <exception cref="ArgumentException">The tiles have another number of axes, or a length below 1.</exception>
     public static NeighborhoodPlan Of(Neighborhood neighborhood, NeighborhoodTiles? tiles = null)
     {
+        ArgumentNullException.ThrowIfNull(neighborhood);
+        if (tiles is not null && (tiles.Query.Count != neighborhood.Axes.Count || tiles.Key.Count != neighborhood.Axes.Count || tiles.Query.Concat(tiles.Key).Any(length => length < 1)))
+        {
+            throw new ArgumentException(
+                $"Tiles have one length of at least 1 for each of the {neighborhood.Axes.Count} axes; {string.Join("x", tiles.Query)} and {string.Join("x", tiles.Key)} were given.", nameof(tiles));
+        }
+
         tiles ??= NeighborhoodTileChoice.Of(neighborhood);
         var key = (neighborhood, $"{string.Join('x', tiles.Query)} {string.Join('x', tiles.Key)}");
         lock (s_gate)
@@ -73,7 +81,9 @@ internal sealed class NeighborhoodPlan
         }
     }
 
-    /// <summary>The block mask of a batch of so many items times <see cref="Groups"/>.</summary>
+    /// <summary>The block mask over tokens in these orders.</summary>
+    /// <param name="batch">Batch items before the dilation groups become a batch.</param>
+    /// <returns>Shared by all groups where they are of one shape, else lists for <c>batch * Groups</c> items, the groups of an item one after the other.</returns>
     public BlockMask Mask(long batch)
     {
         lock (_lists)

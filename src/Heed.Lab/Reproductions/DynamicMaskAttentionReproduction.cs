@@ -5,7 +5,6 @@ using Heed.Lab.Benchmarks;
 using Heed.Lab.Figures;
 using Heed.Lab.Recall;
 using Heed.Masks;
-using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Heed.Lab.Reproductions;

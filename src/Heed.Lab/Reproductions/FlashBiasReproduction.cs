@@ -3,8 +3,6 @@ using Heed.Biases;
 using Heed.Heads;
 using Heed.Lab.Benchmarks;
 using Heed.Lab.Biases;
-using Heed.Lab.Figures;
-using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

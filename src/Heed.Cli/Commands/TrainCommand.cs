@@ -97,7 +97,7 @@ internal static class TrainCommand
                 {
                     task ??= context.AddTask(recipe.Name, maxValue: progress.Steps);
                     task.Value = progress.Step;
-                    task.Description = Markup.Escape(Describe(progress));
+                    task.Description = Markup.Escape(Describe(recipe, progress));
                 }, cancellation);
             });
         return trained!;
@@ -112,12 +112,12 @@ internal static class TrainCommand
             if (sinceLine.Elapsed >= LineEvery || progress.Step == progress.Steps)
             {
                 sinceLine.Restart();
-                terminal.Notice($"step {progress.Step:N0} of {progress.Steps:N0}: {Describe(progress)}");
+                terminal.Notice($"step {progress.Step:N0} of {progress.Steps:N0}: {Describe(recipe, progress)}");
             }
         }, cancellation);
     }
 
-    private static string Describe(TrainingProgress progress) =>
-        $"loss {progress.Loss:F3}{(progress.Validation is { } validation ? $", held out {validation:F3} bits per byte" : "")}, {progress.ItemsPerSecond:N0} tokens/s, " +
+    private static string Describe(TrainingRecipe recipe, TrainingProgress progress) =>
+        $"loss {progress.Loss:F3}{(progress.Validation is { } validation ? $", held out {validation:F3} {recipe.ValidationUnit}" : "")}, {progress.ItemsPerSecond:N0} tokens/s, " +
         $"{progress.Remaining:h\\:mm\\:ss} left";
 }

@@ -53,7 +53,10 @@ public static class PaperCatalogue
             "ImageNet top-1 of the tiny model is 82.3 against 81.2 for Swin-T."),
         new("freeswim", "FreeSwim: Revisiting Sliding-Window Attention Mechanisms for Training-Free Ultra-High-Resolution Video Generation", "2511.14712", 2025, Room.Masks,
             "Windows of the training size, shifted inwards at borders, let a video model draw far larger frames; a second branch keeps the layout.",
-            "Video in 4K without training, more than 2 times faster with cross-attention caching."),
+            "Video in 4K without training, more than 2 times faster with cross-attention caching.")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/VideoTransformers/FreeSwimEdit.cs",
+        },
         new("gated-attention", "Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free", "2505.06708", 2025, Room.Heads,
             "Multiplies every head's output by a sigmoid gate of the layer's input.",
             "Perplexity of a 15B mixture model falls from 6.026 to 5.761, and the first token's share of attention from 46.7 % to 4.8 %.")

@@ -43,6 +43,10 @@ public sealed record AttentionMechanism(
         new("hip", SearchMechanisms.HipUsage, "HiP: a beam search down a tree finds the k best keys of every query block; window and first keys beside them", "hip-attention", SearchMechanisms.Hip),
         new("chunk-scan", SearchMechanisms.ChunkScanUsage, "HiP 1.2: scans of ever smaller chunks find the k best keys of every query block", "hip-attention", SearchMechanisms.ChunkScan),
         new("superlinear", SearchMechanisms.SuperlinearUsage, "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SearchMechanisms.Superlinear),
+        new("dma", DynamicMaskMechanism.Usage, "dynamic masks: the w keys of largest importance, drawn at random here (a demonstration: importance is learned)", "dynamic-mask-attention", DynamicMaskMechanism.Create)
+        {
+            Sparse = "dma:w=9",
+        },
     ];
 
     /// <summary>The edit that puts a mechanism into a model: install it on the model's hooks.</summary>

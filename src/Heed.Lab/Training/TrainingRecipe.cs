@@ -1,3 +1,5 @@
+using Heed.Lab.Recall;
+
 namespace Heed.Lab.Training;
 
 /// <summary>What a user may decide about a recipe's run.</summary>
@@ -40,6 +42,7 @@ public abstract class TrainingRecipe
     public static IReadOnlyList<TrainingRecipe> All { get; } =
     [
         new ReaderRecipe(),
+        new RecallRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>
@@ -47,6 +50,9 @@ public abstract class TrainingRecipe
 
     /// <summary>What it trains, in one line.</summary>
     public abstract string Summary { get; }
+
+    /// <summary>What is measured on held-out data between steps, as it is said after the number.</summary>
+    public virtual string ValidationUnit => "bits per byte";
 
     /// <summary>Where the result goes if nobody says otherwise.</summary>
     public virtual string DefaultOutput => Path.Combine("models", Name);

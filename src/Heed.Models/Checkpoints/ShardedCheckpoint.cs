@@ -17,15 +17,16 @@ public sealed class ShardedCheckpoint : IDisposable
 
     /// <summary>Opens the checkpoint of a folder and checks all headers.</summary>
     /// <param name="folder">The model folder.</param>
+    /// <param name="stem">What the files are called before <c>.safetensors</c>: diffusion models have <c>diffusion_pytorch_model</c>.</param>
     /// <exception cref="FileNotFoundException">The folder has neither file.</exception>
     /// <exception cref="InvalidDataException">A file is broken, a shard is missing or outside the folder, or the index and a shard disagree.</exception>
-    public ShardedCheckpoint(string folder)
+    public ShardedCheckpoint(string folder, string stem = "model")
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
         try
         {
-            var single = Path.Combine(folder, SingleFile);
-            var index = Path.Combine(folder, IndexFile);
+            var single = Path.Combine(folder, SingleFile.Replace("model", stem, StringComparison.Ordinal));
+            var index = Path.Combine(folder, IndexFile.Replace("model", stem, StringComparison.Ordinal));
             if (File.Exists(single))
             {
                 Add(new SafetensorsReader(single));
@@ -36,7 +37,7 @@ public sealed class ShardedCheckpoint : IDisposable
             }
             else
             {
-                throw new FileNotFoundException($"The folder {folder} has neither {SingleFile} nor {IndexFile}.");
+                throw new FileNotFoundException($"The folder {folder} has neither {Path.GetFileName(single)} nor {Path.GetFileName(index)}.");
             }
         }
         catch

@@ -22,6 +22,7 @@ internal static partial class HeedCommand
             ReproduceCommand.Create(),
             TrainCommand.Create(),
             DrawCommand.Create(),
+            RankCommand.Create(),
             AttentionCommand.Create(),
             PapersCommand.Create(),
         };

@@ -16,9 +16,12 @@ internal readonly record struct SequenceSlice(int Index, long Batch, long QueryS
 /// The one place where arguments are refused.</summary>
 internal sealed unsafe class CheckedProblem
 {
-    // Shorter runs of keys cost more in whole vectors and short products than gathering them does.
-    private const int ShortRun = 48;
+    // A run of keys costs a few whole vectors and short products more than its pairs, a gathered key as much as a few rows: measured, gathering wins where a block has so many
+    // times more queries than a run has keys, or a run leaves half of a vector empty.
+    private const int QueriesPerKeyOfRun = 3;
+    private const int HalfVector = 12;
     private const int FewQueries = 16;
+    private const int GroupedQueries = 64;
 
     /// <summary>The arguments as given.</summary>
     public readonly AttentionArguments Arguments;
@@ -106,10 +109,11 @@ internal sealed unsafe class CheckedProblem
 
     /// <summary>Whether keys are worth gathering, in passes that can: single tokens, blocks of a few keys, or blocks that a few queries read.</summary>
     public bool IsGathered =>
-        Arguments.KeyRuns is not null || (Arguments.BlockMask is { IsWhole: true } mask && (mask.RunLength < ShortRun || Queries <= FewQueries));
+        Arguments.KeyRuns is not null || (Arguments.BlockMask is { IsWhole: true } mask
+            && (mask.RunLength < Math.Max(HalfVector, (double)Math.Min(mask.QueryBlock, Queries) / QueriesPerKeyOfRun) || Queries <= FewQueries));
 
-    /// <summary>Queries of a block of the block mask or the key runs; 0: there is neither.</summary>
-    public int ListedQueries => Arguments.BlockMask?.QueryBlock ?? Arguments.KeyRuns?.QueryBlock ?? 0;
+    /// <summary>Queries whose keys are listed together in the block mask or the key runs; 0: there is neither. Runs of single queries are taken in groups.</summary>
+    public int ListedQueries => Arguments.BlockMask?.QueryBlock ?? (Arguments.KeyRuns is { } runs ? runs.QueryBlock == 1 ? GroupedQueries : runs.QueryBlock : 0);
 
     /// <summary>The key head that a query head reads.</summary>
     public int KeyHeadOf(int head) => head / Group;

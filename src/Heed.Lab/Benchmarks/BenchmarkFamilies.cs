@@ -19,10 +19,15 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("bias", "What a bias costs, beside no bias and beside libtorch with a dense one", BiasBenchmarks.Run),
         new("window", "A causal window of 512 tokens beside libtorch with a boolean mask, and its growth with length", MaskBenchmarks.Window),
         new("blocks", "Random block masks beside dense attention times their density", MaskBenchmarks.Blocks),
+        new("gather", "Selections of single tokens and short runs beside dense attention, libtorch with a mask, and dense decoding", GatherBenchmarks.Run),
         new("decoding", "One query over a long cache beside libtorch, in three element types", DecodingBenchmarks.Run),
         new("gna", "Neighborhood attention on the paper's problems scaled down, beside dense Heed and the tile simulator's bound", NeighborhoodBenchmarks.Run),
         new("freeswim", "A step of FreeSwim with the full branch's cross-attention remembered, beside one without", FreeSwimBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
+        new("hip", "HiP: selection and attention over lengths, and decoding over a long cache, beside dense attention", HipBenchmarks.Run),
+        new("vmoba", "VMoBA's blocks along time and space beside dense attention, forward and with gradients", VMoBABenchmarks.Run),
+        new("dma", "Dynamic masks: the choice of keys and the attention to them, beside dense attention and libtorch with a mask", DynamicMaskBenchmarks.Run),
+        new("flashbias", "Biases as factors, beside no bias, the dense bias and libtorch with it", FlashBiasBenchmarks.Run),
     ];
 }
 
@@ -207,22 +212,31 @@ internal static class MaskBenchmarks
                 $"blocks/1 in {inverse}", $"{DenseBenchmarks.Shape(Heads, length, Width, false)} blocks {Block}", inputs.Heed(options), "Heed dense", dense,
                 new(inverse / 1.15));
         }
+
+        foreach (var keyBlock in context.Quick ? [16] : new[] { 64, 16, 8 })
+        {
+            var options = AttentionOptions.Default with { BlockMask = RandomBlocks(Heads, length, 64, 8, keyBlock) };
+            yield return context.Row(
+                "blocks/1 in 8", $"{DenseBenchmarks.Shape(Heads, length, Width, false)} blocks 64 x {keyBlock}", inputs.Heed(options), "Heed dense", dense, new(8 / 1.15));
+        }
     }
 
     /// <summary>Exactly one in so many key blocks of every query block, drawn for each head.</summary>
-    private static BlockMask RandomBlocks(int heads, int length, int block, int inverse)
+    private static BlockMask RandomBlocks(int heads, int length, int block, int inverse, int? keysOfBlock = null)
     {
         var random = new Random(1);
         var blocks = length / block;
-        var kept = blocks / inverse;
+        var keyBlock = keysOfBlock ?? block;
+        var keyBlocks = length / keyBlock;
+        var kept = keyBlocks / inverse;
         var listed = Enumerable.Range(0, heads * blocks).SelectMany(_ =>
         {
-            var all = Enumerable.Range(0, blocks).ToArray();
+            var all = Enumerable.Range(0, keyBlocks).ToArray();
             random.Shuffle(all);
             return all.Take(kept).Order();
         }).ToArray();
         var offsets = Enumerable.Range(0, (heads * blocks) + 1).Select(row => row * kept).ToArray();
-        return new(1, heads, length, length, block, block, offsets, listed);
+        return new(1, heads, length, length, block, keyBlock, offsets, listed);
     }
 }
 

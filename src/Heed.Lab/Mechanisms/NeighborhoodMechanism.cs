@@ -18,7 +18,7 @@ internal static class NeighborhoodMechanism
             return _ => new NeighborhoodSelector(window, stride, dilation);
         })
     {
-        Sparse = "gna:w=9,dilation=2", Everything = "gna:w=128",
+        Sparse = "gna:w=9,dilation=2", Everything = "gna:w=128", DecodesAsPrefill = true,
     };
 
     /// <summary>A neighborhood as options say it: <c>w</c>, <c>stride</c>, <c>dilation</c> and, for each axis 0 or 1, <c>causal</c>.</summary>

@@ -1,3 +1,6 @@
+using Heed.Lab.Needle;
+using Heed.Lab.Recall;
+
 namespace Heed.Lab.Training;
 
 /// <summary>What a user may decide about a recipe's run.</summary>
@@ -41,6 +44,8 @@ public abstract class TrainingRecipe
     [
         new ReaderRecipe(),
         new GridRecipe(),
+        new RecallRecipe(),
+        new NeedleRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>
@@ -49,11 +54,11 @@ public abstract class TrainingRecipe
     /// <summary>What it trains, in one line.</summary>
     public abstract string Summary { get; }
 
-    /// <summary>What is measured on held-out data, as a unit.</summary>
-    public virtual string ValidationUnit => "bits per byte";
-
     /// <summary>What a run's speed counts.</summary>
     public virtual string ItemName => "tokens";
+
+    /// <summary>What is measured on held-out data between steps, as it is said after the number.</summary>
+    public virtual string ValidationUnit => "bits per byte";
 
     /// <summary>Where the result goes if nobody says otherwise.</summary>
     public virtual string DefaultOutput => Path.Combine("models", Name);

@@ -229,9 +229,10 @@ internal sealed unsafe class GatheredBlocks
             var first = selection.Offset(batch, head, 0, 0);
             for (EndBlock = block; EndBlock < selection.Blocks && (rows.Count == 0 || rows.Count + selection.Queries <= MostRows); EndBlock++)
             {
-                for (var query = 0; query < selection.Queries; query++)
+                var (start, end) = selection.ValidQueries(EndBlock);
+                for (var query = (int)start; query < end; query++)
                 {
-                    if (selection.IsComputed(first, EndBlock, query, everything))
+                    if (everything || selection.Chosen[first + ((long)EndBlock * selection.Queries) + query])
                     {
                         rows.Add(query);
                     }

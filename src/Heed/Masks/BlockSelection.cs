@@ -4,19 +4,6 @@ using static TorchSharp.torch;
 
 namespace Heed.Masks;
 
-/// <summary>What a pair of a query and a block is.</summary>
-internal enum PairState : byte
-{
-    /// <summary>Of different sequences, or a block of the future.</summary>
-    Invalid,
-
-    /// <summary>The block may be selected for the query.</summary>
-    Free,
-
-    /// <summary>The query lies in the block.</summary>
-    Own,
-}
-
 /// <summary>The key blocks that each query attends to: what <see cref="MixtureOfBlocks"/> selected.</summary>
 public sealed unsafe class BlockSelection : IDisposable
 {
@@ -24,7 +11,7 @@ public sealed unsafe class BlockSelection : IDisposable
     private readonly int[] _blockOf;
     private readonly bool _fallsBack;
     private readonly void* _similarity;
-    private readonly bool _isWide;
+    private readonly (long Start, long End)[] _sequences;
 
     internal BlockSelection(Tensor similarity, (long Start, long End, int Sequence)[] blocks, long keys, bool isCausal, bool fallsBack)
     {
@@ -32,7 +19,7 @@ public sealed unsafe class BlockSelection : IDisposable
         (_blocks, Keys, IsCausal, _fallsBack) = (blocks, keys, isCausal, fallsBack);
         Similarity = similarity;
         _similarity = (void*)TensorMemory.Data(Similarity);
-        _isWide = Similarity.dtype == ScalarType.Float64;
+        _sequences = [.. blocks.GroupBy(block => block.Sequence).Select(group => (group.First().Start, group.Last().End))];
         _blockOf = new int[keys];
         for (var block = 0; block < blocks.Length; block++)
         {
@@ -83,13 +70,11 @@ public sealed unsafe class BlockSelection : IDisposable
     {
         for (var run = 0; run < Heads * Blocks; run++)
         {
-            var first = (int)Offset(batch, 0, run, 0);
-            for (var query = 0; query < Queries; query++)
+            var queries = Chosen.AsSpan((int)Offset(batch, 0, run, 0), Queries);
+            var (start, end) = OwnQueries(run % Blocks);
+            if (queries[..(int)Math.Max(start, 0)].Contains(true) || queries[(int)Math.Max(end, 0)..].Contains(true))
             {
-                if (Chosen[first + query] && StateOf(run % Blocks, query) != PairState.Own)
-                {
-                    return false;
-                }
+                return false;
             }
         }
 
@@ -130,17 +115,22 @@ public sealed unsafe class BlockSelection : IDisposable
 
     /// <summary>Whether attention computes a pair of a head, whose pairs begin at <paramref name="head"/>.</summary>
     internal bool IsComputed(long head, int block, int query, bool everything) =>
-        everything ? StateOf(block, query) != PairState.Invalid : Chosen[head + ((long)block * Queries) + query];
+        everything ? ValidQueries(block) is var valid && query >= valid.Start && query < valid.End : Chosen[head + ((long)block * Queries) + query];
 
     internal long Offset(int batch, int head, int block, int query) => (((((long)batch * Heads) + head) * Blocks) + block) * Queries + query;
 
-    internal double SimilarityAt(long at) => _isWide ? ((double*)_similarity)[at] : ((float*)_similarity)[at];
+    /// <summary>Similarities as they lie in memory, T being their type.</summary>
+    internal ReadOnlySpan<T> Similarities<T>(long first, int count)
+        where T : unmanaged => new((T*)_similarity + first, count);
 
-    internal PairState StateOf(int block, int query)
+    /// <summary>The queries that lie in a block.</summary>
+    internal (long Start, long End) OwnQueries(int block) => (_blocks[block].Start - (Keys - Queries), _blocks[block].End - (Keys - Queries));
+
+    /// <summary>The queries that may select a block, or lie in it.</summary>
+    internal (long Start, long End) ValidQueries(int block)
     {
-        var own = _blockOf[query + Keys - Queries];
-        return block == own ? PairState.Own
-            : _blocks[block].Sequence != _blocks[own].Sequence || (IsCausal && block > own) ? PairState.Invalid : PairState.Free;
+        var (start, end) = _sequences[_blocks[block].Sequence];
+        return ((IsCausal ? _blocks[block].Start : start) - (Keys - Queries), end - (Keys - Queries));
     }
 
     private double Share(int firstRun, int runs)
@@ -148,11 +138,9 @@ public sealed unsafe class BlockSelection : IDisposable
         var (kept, valid) = (0L, 0L);
         for (var run = firstRun; run < firstRun + runs; run++)
         {
-            for (var query = 0; query < Queries; query++)
-            {
-                kept += Chosen[((long)run * Queries) + query] ? 1 : 0;
-                valid += StateOf(run % Blocks, query) == PairState.Invalid ? 0 : 1;
-            }
+            var (start, end) = ValidQueries(run % Blocks);
+            kept += Chosen.AsSpan(run * Queries, Queries).Count(true);
+            valid += end - Math.Max(start, 0);
         }
 
         return valid == 0 ? 0 : kept / (double)valid;

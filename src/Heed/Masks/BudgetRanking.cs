@@ -1,3 +1,5 @@
+using System.Numerics;
+
 namespace Heed.Masks;
 
 /// <summary>Ranking with a budget: the largest scores, as many as a count or a share of the sum allows. Equal scores rank in their order (a stable sort); a score of NaN takes no part.</summary>
@@ -5,17 +7,19 @@ public static class BudgetRanking
 {
     // Up to here, looking for the next largest again and again is faster than any preparation.
     private const int FewScores = 128;
-    private const int Bins = 4096;
+    private const int Bins = 1024;
 
     /// <summary>The places of the scores from the largest to the smallest; those of NaN are left out.</summary>
+    /// <typeparam name="T">float or double.</typeparam>
     /// <param name="scores">The scores.</param>
-    public static int[] Descending(ReadOnlySpan<double> scores)
+    public static int[] Descending<T>(ReadOnlySpan<T> scores)
+        where T : struct, IFloatingPointIeee754<T>
     {
-        var ranked = new (double Score, int Place)[scores.Length];
+        var ranked = new (T Score, int Place)[scores.Length];
         var count = 0;
         for (var place = 0; place < scores.Length; place++)
         {
-            if (!double.IsNaN(scores[place]))
+            if (!T.IsNaN(scores[place]))
             {
                 ranked[count++] = (scores[place], place);
             }
@@ -32,24 +36,28 @@ public static class BudgetRanking
     }
 
     /// <summary>Chooses the largest scores.</summary>
+    /// <typeparam name="T">float or double.</typeparam>
     /// <param name="scores">The scores.</param>
     /// <param name="count">How many are chosen; all where there are fewer, none for 0 or less.</param>
     /// <param name="chosen">Set to true at the places of the chosen scores, left alone elsewhere.</param>
     /// <exception cref="ArgumentException">There is not one flag per score.</exception>
-    public static void ChooseLargest(ReadOnlySpan<double> scores, long count, Span<bool> chosen) =>
-        Choose(scores, new Budget(double.PositiveInfinity, count, 0, false), chosen);
+    public static void ChooseLargest<T>(ReadOnlySpan<T> scores, long count, Span<bool> chosen)
+        where T : struct, IFloatingPointIeee754<T> => Choose(scores, new Budget(double.PositiveInfinity, count, 0, false, 0), chosen);
 
     /// <summary>Chooses the largest scores until their sum reaches a budget.</summary>
-    /// <param name="scores">The scores, not negative.</param>
+    /// <typeparam name="T">float or double.</typeparam>
+    /// <param name="scores">The scores.</param>
     /// <param name="budget">The sum to reach; all scores where it cannot be reached.</param>
     /// <param name="chosen">Set to true at the places of the chosen scores, left alone elsewhere.</param>
     /// <param name="least">The least number of scores chosen, whatever the budget.</param>
     /// <param name="withCrossing">Whether the score that reaches the budget is chosen, too; if not, the sum stays below it.</param>
+    /// <param name="origin">Every score counts by what it exceeds this; at most the least score, so that the sum grows.</param>
     /// <exception cref="ArgumentException">There is not one flag per score.</exception>
-    public static void ChooseUpTo(ReadOnlySpan<double> scores, double budget, Span<bool> chosen, int least = 0, bool withCrossing = true) =>
-        Choose(scores, new Budget(budget, long.MaxValue, least, withCrossing), chosen);
+    public static void ChooseUpTo<T>(ReadOnlySpan<T> scores, double budget, Span<bool> chosen, int least = 0, bool withCrossing = true, double origin = 0)
+        where T : struct, IFloatingPointIeee754<T> => Choose(scores, new Budget(budget, long.MaxValue, least, withCrossing, origin), chosen);
 
-    private static void Choose(ReadOnlySpan<double> scores, Budget budget, Span<bool> chosen)
+    private static void Choose<T>(ReadOnlySpan<T> scores, Budget budget, Span<bool> chosen)
+        where T : struct, IFloatingPointIeee754<T>
     {
         if (chosen.Length != scores.Length)
         {
@@ -62,7 +70,7 @@ public static class BudgetRanking
             return;
         }
 
-        var (least, most) = (double.PositiveInfinity, double.NegativeInfinity);
+        var (least, most) = (T.PositiveInfinity, T.NegativeInfinity);
         foreach (var score in scores)
         {
             // Comparisons with NaN are false: such scores never count.
@@ -70,16 +78,18 @@ public static class BudgetRanking
             most = score > most ? score : most;
         }
 
-        if (!(most - least > 0) || !double.IsFinite(most - least))
+        var scale = T.CreateTruncating(Bins - 1) / (most - least);
+        if (!(most > least) || !T.IsFinite(most - least) || !T.IsFinite(scale))
         {
             ChooseSorted(scores, budget, chosen);
             return;
         }
 
-        ChooseByBins(scores, least, most, budget, chosen);
+        ChooseByBins(scores, least, scale, budget, chosen);
     }
 
-    private static void ChooseOneByOne(ReadOnlySpan<double> scores, Budget budget, Span<bool> chosen)
+    private static void ChooseOneByOne<T>(ReadOnlySpan<T> scores, Budget budget, Span<bool> chosen)
+        where T : struct, IFloatingPointIeee754<T>
     {
         Span<bool> passed = stackalloc bool[FewScores];
         while (true)
@@ -87,13 +97,13 @@ public static class BudgetRanking
             var best = -1;
             for (var place = 0; place < scores.Length; place++)
             {
-                if (!passed[place] && (best < 0 ? !double.IsNaN(scores[place]) : scores[place] > scores[best]))
+                if (!passed[place] && (best < 0 ? !T.IsNaN(scores[place]) : scores[place] > scores[best]))
                 {
                     best = place;
                 }
             }
 
-            if (best < 0 || !budget.Takes(scores[best]))
+            if (best < 0 || !budget.Takes(double.CreateTruncating(scores[best])))
             {
                 return;
             }
@@ -102,11 +112,12 @@ public static class BudgetRanking
         }
     }
 
-    private static void ChooseSorted(ReadOnlySpan<double> scores, Budget budget, Span<bool> chosen)
+    private static void ChooseSorted<T>(ReadOnlySpan<T> scores, Budget budget, Span<bool> chosen)
+        where T : struct, IFloatingPointIeee754<T>
     {
         foreach (var place in Descending(scores))
         {
-            if (!budget.Takes(scores[place]))
+            if (!budget.Takes(double.CreateTruncating(scores[place])))
             {
                 return;
             }
@@ -116,17 +127,17 @@ public static class BudgetRanking
     }
 
     /// <summary>Counts scores in bins of equal width: whole bins are chosen from the top, and only the bin in which the budget ends is sorted.</summary>
-    private static void ChooseByBins(ReadOnlySpan<double> scores, double least, double most, Budget budget, Span<bool> chosen)
+    private static void ChooseByBins<T>(ReadOnlySpan<T> scores, T least, T scale, Budget budget, Span<bool> chosen)
+        where T : struct, IFloatingPointIeee754<T>
     {
         var (counts, sums) = (new int[Bins], new double[Bins]);
-        var scale = (Bins - 1) / (most - least);
         foreach (var score in scores)
         {
-            if (!double.IsNaN(score))
+            if (!T.IsNaN(score))
             {
-                var bin = (int)((score - least) * scale);
+                var bin = BinOf(score, least, scale);
                 counts[bin]++;
-                sums[bin] += score;
+                sums[bin] += double.CreateTruncating(score);
             }
         }
 
@@ -136,15 +147,17 @@ public static class BudgetRanking
             last--;
         }
 
-        var crossing = new (double Score, int Place)[last >= 0 ? counts[last] : 0];
+        var crossing = new (T Score, int Place)[last >= 0 ? counts[last] : 0];
         var found = 0;
         for (var place = 0; place < scores.Length; place++)
         {
-            if (!double.IsNaN(scores[place]))
+            if (!T.IsNaN(scores[place]) && BinOf(scores[place], least, scale) is var bin && bin >= last)
             {
-                var bin = (int)((scores[place] - least) * scale);
-                chosen[place] |= bin > last;
-                if (bin == last)
+                if (bin > last)
+                {
+                    chosen[place] = true;
+                }
+                else
                 {
                     crossing[found++] = (scores[place], place);
                 }
@@ -154,7 +167,7 @@ public static class BudgetRanking
         Sort(crossing);
         foreach (var (score, place) in crossing)
         {
-            if (!budget.Takes(score))
+            if (!budget.Takes(double.CreateTruncating(score)))
             {
                 return;
             }
@@ -163,22 +176,28 @@ public static class BudgetRanking
         }
     }
 
-    private static void Sort(Span<(double Score, int Place)> ranked) => ranked.Sort(static (first, second) =>
-        second.Score.CompareTo(first.Score) is var order && order != 0 ? order : first.Place.CompareTo(second.Place));
+    // Rounding may take the largest score past the last bin.
+    private static int BinOf<T>(T score, T least, T scale)
+        where T : struct, IFloatingPointIeee754<T> => Math.Min(Bins - 1, int.CreateTruncating((score - least) * scale));
+
+    private static void Sort<T>(Span<(T Score, int Place)> ranked)
+        where T : struct, IFloatingPointIeee754<T> => ranked.Sort(static (first, second) =>
+            second.Score.CompareTo(first.Score) is var order && order != 0 ? order : first.Place.CompareTo(second.Place));
 
     /// <summary>What is left to choose: asked for one score after the other, from the largest on.</summary>
-    private struct Budget(double sum, long count, int least, bool withCrossing)
+    private struct Budget(double sum, long count, int least, bool withCrossing, double origin)
     {
         private double _sum;
         private long _count;
 
         public bool Takes(double score)
         {
-            var takes = _count < count && (_count < least || double.IsPositiveInfinity(sum) || (withCrossing ? _sum < sum : _sum + score < sum));
+            var above = score - origin;
+            var takes = _count < count && (_count < least || double.IsPositiveInfinity(sum) || (withCrossing ? _sum < sum : _sum + above < sum));
             if (takes)
             {
                 _count++;
-                _sum += score;
+                _sum += above;
             }
 
             return takes;
@@ -187,11 +206,12 @@ public static class BudgetRanking
         /// <summary>Takes several scores at once if all of them are taken and the budget is not used up then.</summary>
         public bool TakesAll(int scores, double sumOfScores)
         {
-            var takes = scores == 0 || (_count + scores <= count && (_count + scores <= least || _sum + sumOfScores < sum));
+            var above = sumOfScores - (scores * origin);
+            var takes = scores == 0 || (_count + scores <= count && (_count + scores <= least || _sum + above < sum));
             if (takes)
             {
                 _count += scores;
-                _sum += sumOfScores;
+                _sum += above;
             }
 
             return takes;

@@ -34,7 +34,7 @@ internal sealed class HipSearch
         (_options, _selection) = (options, selection);
         _rows = new int[Math.Max(1, options.BlockSizeQ / options.BlockStrideQ)];
         _beam = options.Slots * options.HeadGroup;
-        _scoring = new(query, searched, _rows.Length, 2 * options.Slots, keysPerBlock, options.BlockSizeKGroup == 1 ? options.BlockStrideK : 1);
+        _scoring = new(query, searched, _rows.Length, 2 * _beam, keysPerBlock, options.BlockSizeKGroup == 1 ? options.BlockStrideK : 1);
         (_start, _size, _score, _headEnd) = (new int[_beam], new int[_beam], new double[_beam], new int[options.HeadGroup]);
         var children = 2 * _beam;
         (_childStart, _childSize, _childScore, _childHeadEnd) = (new int[children], new int[children], new double[children], new int[options.HeadGroup]);

@@ -1,4 +1,7 @@
+using System.Numerics;
+using System.Numerics.Tensors;
 using static TorchSharp.torch;
+using Tensor = TorchSharp.torch.Tensor;
 
 namespace Heed.Masks;
 
@@ -168,6 +171,19 @@ public static class MixtureOfBlocks
 
     private static void Choose(BlockSelection selection, MixtureOfBlocksOptions options)
     {
+        if (selection.Similarity.dtype == ScalarType.Float64)
+        {
+            Choose<double>(selection, options);
+        }
+        else
+        {
+            Choose<float>(selection, options);
+        }
+    }
+
+    private static void Choose<T>(BlockSelection selection, MixtureOfBlocksOptions options)
+        where T : unmanaged, IFloatingPointIeee754<T>
+    {
         var pools = options.Scope switch
         {
             BlockSelectionScope.HeadGlobal => selection.Heads,
@@ -175,16 +191,17 @@ public static class MixtureOfBlocks
             BlockSelectionScope.Block => selection.Blocks,
             _ => 1,
         };
+        var stride = (long)selection.Queries;
         Parallel.For(0, selection.Batches * pools, new ParallelOptions { MaxDegreeOfParallelism = get_num_threads() }, index =>
         {
             var (batch, pool) = Math.DivRem(index, pools);
             switch (options.Scope)
             {
                 case BlockSelectionScope.HeadGlobal:
-                    new Pool(selection, selection.Blocks, selection.Queries, selection.Queries).Choose(selection.Offset(batch, pool, 0, 0), options);
+                    new Pool<T>(selection, selection.Blocks, selection.Queries, stride).Choose(selection.Offset(batch, pool, 0, 0), options);
                     break;
                 case BlockSelectionScope.QueryHead:
-                    var blocksOfQuery = new Pool(selection, selection.Blocks, 1, selection.Queries);
+                    var blocksOfQuery = new Pool<T>(selection, selection.Blocks, 1, stride);
                     for (var query = 0; query < selection.Queries; query++)
                     {
                         blocksOfQuery.Choose(selection.Offset(batch, pool, 0, query), options);
@@ -192,103 +209,102 @@ public static class MixtureOfBlocks
 
                     break;
                 case BlockSelectionScope.Block:
-                    new Pool(selection, selection.Heads, selection.Queries, (long)selection.Blocks * selection.Queries).Choose(selection.Offset(batch, 0, pool, 0), options);
+                    new Pool<T>(selection, selection.Heads, selection.Queries, selection.Blocks * stride).Choose(selection.Offset(batch, 0, pool, 0), options);
                     break;
                 default:
-                    new Pool(selection, selection.Heads * selection.Blocks, selection.Queries, selection.Queries).Choose(selection.Offset(batch, 0, 0, 0), options);
+                    new Pool<T>(selection, selection.Heads * selection.Blocks, selection.Queries, stride).Choose(selection.Offset(batch, 0, 0, 0), options);
                     break;
             }
         });
         GC.KeepAlive(selection);
     }
 
-    /// <summary>Pairs that compete: some runs of pairs at equal distances of the similarity.</summary>
-    private readonly struct Pool(BlockSelection selection, int runs, int length, long stride)
+    /// <summary>Pairs that compete: some runs of queries at equal distances of the similarity, a block each.</summary>
+    private readonly struct Pool<T>(BlockSelection selection, int runs, int length, long stride)
+        where T : unmanaged, IFloatingPointIeee754<T>
     {
-        private readonly double[] _scores = new double[checked(runs * length)];
+        // So many numbers are added in their own precision before the sum goes on in double precision.
+        private const int Addends = 1024;
+
+        private readonly T[] _scores = new T[checked(runs * length)];
         private readonly bool[] _chosen = new bool[runs * length];
 
         public void Choose(long first, MixtureOfBlocksOptions options)
         {
-            var (least, most, queries) = Read(first);
+            var (least, most, total, own, queries) = Read(first);
             Array.Clear(_chosen);
             if (options.Mode == BlockSelectionMode.TopK)
             {
                 // The own block is one of the k.
-                Compete(first, 0, 1);
-                BudgetRanking.ChooseLargest(_scores, (Math.Min(options.TopK, selection.Blocks) - 1L) * queries, _chosen);
+                BudgetRanking.ChooseLargest<T>(_scores, (Math.Min(options.TopK, selection.Blocks) - 1L) * queries, _chosen);
+            }
+            else if (options.Threshold >= 1)
+            {
+                BudgetRanking.ChooseLargest<T>(_scores, long.MaxValue, _chosen);
             }
             else
             {
                 var range = most - least <= Tiny ? 1 : most - least;
-                var (total, own) = Compete(first, least, range);
-                if (options.Threshold >= 1)
-                {
-                    BudgetRanking.ChooseLargest(_scores, long.MaxValue, _chosen);
-                }
-                else
-                {
-                    var need = Math.Max(options.Threshold - (own / (total + Tiny)), 0);
-                    BudgetRanking.ChooseUpTo(_scores, need * (total + Tiny), _chosen, least: 1);
-                }
+                var need = Math.Max(options.Threshold - (own / range / ((total / range) + Tiny)), 0);
+                BudgetRanking.ChooseUpTo<T>(_scores, need * ((total / range) + Tiny) * range, _chosen, least: 1, origin: least);
             }
 
             for (var run = 0; run < runs; run++)
             {
                 var (block, query) = RunAt(first, run);
                 var target = selection.Chosen.AsSpan((int)(first + (run * stride)), length);
-                for (var i = 0; i < length; i++)
-                {
-                    target[i] = _chosen[(run * length) + i] || selection.StateOf(block, query + i) == PairState.Own;
-                }
+                _chosen.AsSpan(run * length, length).CopyTo(target);
+                var (start, end) = Within(selection.OwnQueries(block), query);
+                target[start..end].Fill(true);
             }
         }
 
-        /// <summary>Reads the pool's similarities; the range of the valid ones, and the number of queries (of all heads) in the pool.</summary>
-        private (double Least, double Most, long Queries) Read(long first)
+        /// <summary>Reads the similarities of the valid pairs and takes the own ones out of the competition: what remains are the scores. Tells the range of the valid ones, what they and the own ones exceed the least by in
+        /// sum, and the number of queries (of all heads).</summary>
+        private (double Least, double Most, double Total, double Own, long Queries) Read(long first)
         {
-            var (least, most, own) = (double.PositiveInfinity, double.NegativeInfinity, 0L);
+            var (least, most, total, own) = (double.PositiveInfinity, double.NegativeInfinity, 0.0, 0.0);
+            var (valid, owners) = (0L, 0L);
             for (var run = 0; run < runs; run++)
             {
                 var (block, query) = RunAt(first, run);
-                for (var i = 0; i < length; i++)
+                var scores = _scores.AsSpan(run * length, length);
+                selection.Similarities<T>(first + (run * stride), length).CopyTo(scores);
+                var (start, end) = Within(selection.ValidQueries(block), query);
+                var (ownStart, ownEnd) = Within(selection.OwnQueries(block), query);
+                scores[..start].Fill(T.NaN);
+                scores[end..].Fill(T.NaN);
+                if (start < end)
                 {
-                    var state = selection.StateOf(block, query + i);
-                    var value = state == PairState.Invalid ? double.NaN : selection.SimilarityAt(first + (run * stride) + i);
-                    _scores[(run * length) + i] = value;
-                    own += state == PairState.Own ? 1 : 0;
-                    least = value < least ? value : least;
-                    most = value > most ? value : most;
+                    least = Math.Min(least, double.CreateTruncating(TensorPrimitives.Min<T>(scores[start..end])));
+                    most = Math.Max(most, double.CreateTruncating(TensorPrimitives.Max<T>(scores[start..end])));
+                    total += Sum(scores[start..end]);
+                    own += Sum(scores[ownStart..ownEnd]);
+                    valid += end - start;
+                    owners += ownEnd - ownStart;
+                    scores[ownStart..ownEnd].Fill(T.NaN);
                 }
             }
 
-            return (least, most, own);
+            return (least, most, total - (valid * least), own - (owners * least), owners);
         }
 
-        /// <summary>Normalises, adds up, and takes own pairs out of the competition.</summary>
-        private (double Total, double Own) Compete(long first, double least, double range)
+        private static double Sum(ReadOnlySpan<T> values)
         {
-            var (total, own) = (0.0, 0.0);
-            for (var run = 0; run < runs; run++)
+            var sum = 0.0;
+            for (; values.Length > Addends; values = values[Addends..])
             {
-                var (block, query) = RunAt(first, run);
-                for (var i = 0; i < length; i++)
-                {
-                    ref var score = ref _scores[(run * length) + i];
-                    if (!double.IsNaN(score))
-                    {
-                        score = (score - least) / range;
-                        total += score;
-                        if (selection.StateOf(block, query + i) == PairState.Own)
-                        {
-                            own += score;
-                            score = double.NaN;
-                        }
-                    }
-                }
+                sum += double.CreateTruncating(TensorPrimitives.Sum(values[..Addends]));
             }
 
-            return (total, own);
+            return sum + double.CreateTruncating(TensorPrimitives.Sum(values));
+        }
+
+        /// <summary>A range of queries as one of places in a run that begins with a query.</summary>
+        private (int Start, int End) Within((long Start, long End) queries, int query)
+        {
+            var (start, end) = (Math.Clamp(queries.Start - query, 0, length), Math.Clamp(queries.End - query, 0, length));
+            return ((int)start, (int)Math.Max(start, end));
         }
 
         private (int Block, int Query) RunAt(long first, int run)

@@ -17,6 +17,9 @@ public sealed class MixtureOfBlocksSelector : AttentionSelector
         _options = options;
     }
 
+    // Blocks of the mask that lie within blocks of the selection can be left out with them.
+    private int KeyBlock => Array.Find([64, 32, 16], size => _options.BlockSize % size == 0) is var fitting && fitting > 0 ? fitting : BlockMasks.DefaultBlock;
+
     /// <inheritdoc/>
     public override void Apply(AttentionCall call)
     {
@@ -32,7 +35,7 @@ public sealed class MixtureOfBlocksSelector : AttentionSelector
         if (options.Causal == Causality.None)
         {
             using var selection = MixtureOfBlocks.Select(call.Query, call.Key, _options, options.QueryOffsets is null ? null : SmallIntegers.Read(options.QueryOffsets));
-            call.Options = options with { BlockMask = selection.ToBlockMask() };
+            call.Options = options with { BlockMask = selection.ToBlockMask(keyBlock: KeyBlock) };
             return;
         }
 
@@ -43,6 +46,6 @@ public sealed class MixtureOfBlocksSelector : AttentionSelector
         }
 
         using var past = MixtureOfBlocks.SelectCausal(call.Query, call.Key, _options);
-        call.Options = options with { BlockMask = past.ToBlockMask() };
+        call.Options = options with { BlockMask = past.ToBlockMask(keyBlock: KeyBlock) };
     }
 }

@@ -12,8 +12,9 @@ public sealed record NeighborhoodTiles(IReadOnlyList<long> Query, IReadOnlyList<
 /// and shared.</summary>
 public sealed class NeighborhoodPlan
 {
-    // A model uses a handful of geometries; a plan of a large grid takes megabytes.
+    // A model uses a handful of geometries; a plan of a large grid whose tiles need masks takes hundreds of megabytes.
     private const int Remembered = 16;
+    private const long RememberedBytes = 1L << 29;
 
     private static readonly Lock s_gate = new();
     private static readonly List<((Neighborhood, string) Key, NeighborhoodPlan Plan)> s_recent = [];
@@ -61,22 +62,23 @@ public sealed class NeighborhoodPlan
                 $"Tiles have one length of at least 1 for each of the {neighborhood.Axes.Count} axes; {string.Join("x", tiles.Query)} and {string.Join("x", tiles.Key)} were given.", nameof(tiles));
         }
 
-        tiles ??= NeighborhoodTileChoice.Of(neighborhood);
-        var key = (neighborhood, $"{string.Join('x', tiles.Query)} {string.Join('x', tiles.Key)}");
+        // Choosing takes milliseconds: it is remembered, too.
+        var key = (neighborhood, tiles is null ? "chosen" : $"{string.Join('x', tiles.Query)} {string.Join('x', tiles.Key)}");
         lock (s_gate)
         {
             var index = s_recent.FindIndex(entry => entry.Key.Equals(key));
-            var found = index >= 0 ? s_recent[index] : (key, new NeighborhoodPlan(neighborhood, tiles));
+            var found = index >= 0 ? s_recent[index] : (key, new NeighborhoodPlan(neighborhood, tiles ?? NeighborhoodTileChoice.Of(neighborhood)));
             if (index >= 0)
             {
                 s_recent.RemoveAt(index);
             }
-            else if (s_recent.Count == Remembered)
+
+            s_recent.Add(found);
+            while (s_recent.Count > 1 && (s_recent.Count > Remembered || s_recent.Sum(entry => entry.Plan._lists.Bytes) > RememberedBytes))
             {
                 s_recent.RemoveAt(0);
             }
 
-            s_recent.Add(found);
             return found.Item2;
         }
     }
@@ -141,6 +143,8 @@ public sealed class NeighborhoodPlan
             Parallel.For(0, rows.Count, new() { MaxDegreeOfParallelism = torch.get_num_threads() }, row =>
                 rows[row].Fill(_keyBlocks.AsSpan(_offsets[row].._offsets[row + 1]), _partial.AsSpan(_offsets[row]), _bits.AsSpan((int)bitOffsets[row]), wordsPerRow));
         }
+
+        public long Bytes => (_bits.LongLength * sizeof(ulong)) + (_keyBlocks.LongLength * (sizeof(int) + sizeof(bool)));
 
         public BlockMask ToMask(int copies) => new(
             _groups == 1 ? 1 : copies * _groups, 1, _queries, _keys, _queryBlock, _keyBlock,

@@ -9,6 +9,8 @@ public abstract class Reproduction
     [
         new DynamicMaskAttentionReproduction(),
         new FlashBiasReproduction(),
+        new VMoBAReproduction(),
+        new PyramidReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -1,5 +1,6 @@
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Videos;
 
 namespace Heed.Lab.Training;
 
@@ -45,6 +46,7 @@ public abstract class TrainingRecipe
         new ReaderRecipe(),
         new RecallRecipe(),
         new NeedleRecipe(),
+        new VideoRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

@@ -1,6 +1,5 @@
 using Heed.Heads;
 using Heed.Masks;
-using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

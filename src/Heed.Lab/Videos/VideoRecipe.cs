@@ -14,8 +14,8 @@ public sealed class VideoRecipe : TrainingRecipe
     /// <summary>The attention where none is asked for.</summary>
     public const string DefaultAttention = "vmoba";
 
-    private const int ClipsPerStep = 8;
-    private const int HeldOut = 64;
+    private const int ClipsPerStep = 4;
+    private const int HeldOut = 32;
     private const int HeldOutSeed = int.MaxValue;
     private const long DefaultSteps = 1500;
 
@@ -92,7 +92,7 @@ public sealed class VideoRecipe : TrainingRecipe
     {
         var plan = new TrainingPlan
         {
-            Steps = steps, WarmupSteps = Math.Min(50, steps / 10), LearningRate = 3e-3, FinalShare = 0.05, WeightDecay = 0.01, Beta2 = 0.99, ClipNorm = 1, ValidateEvery = Math.Max(1, steps / 10),
+            Steps = steps, WarmupSteps = Math.Min(50, steps / 10), LearningRate = 3e-3, FinalShare = 0.05, WeightDecay = 0.01, Beta2 = 0.99, ClipNorm = 1, ValidateEvery = Math.Max(100, steps / 10),
         };
         var identity = string.Join('\n', "recipe=video", $"attention={attention}", $"seed={seed}", TrainingCheckpoint.StepsLine(steps), $"plan={JsonSerializer.Serialize(plan)}");
         return new TrainingLoop(model, plan, identity, checkpoint)

@@ -30,8 +30,8 @@ public sealed class DynamicMaskAttentionReproduction : Reproduction
     public override void Run(ReproductionRun run)
     {
         ArgumentNullException.ThrowIfNull(run);
-        Recall(run);
-        Decoding(run);
+        OnOneThread(() => Recall(run));
+        OnOneThread(() => Decoding(run));
         Speed(run);
         run.Notes.Add("The paper's perplexities (80M to 1.7B parameters), its needle tests and its GPU timings are not tried here.");
         run.Notes.Add("A starts with a deviation of 0.02 and dt_proj at PyTorch's default: what is kept is at first chosen by noise, and seeds differ in when the choice takes off.");

@@ -22,9 +22,9 @@ public sealed class FlashBiasReproduction : Reproduction
     {
         ArgumentNullException.ThrowIfNull(run);
         Cost(run);
-        PointCloud(run);
+        OnOneThread(() => PointCloud(run));
         PositionRank(run);
-        NeuralFactors(run);
+        OnOneThread(() => NeuralFactors(run));
         run.Notes.Add("The paper's models (GPT-2 with ALiBi, SwinV2-B, AlphaFold 3, Pangu-Weather) and its GPU timings are not tried here.");
         run.Notes.Add("The position biases come from networks of random weights: the paper's ranks of trained SwinV2 layers are theirs.");
     }

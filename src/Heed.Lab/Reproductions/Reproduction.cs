@@ -11,6 +11,8 @@ public abstract class Reproduction
         new FreeSwimReproduction(),
         new DynamicMaskAttentionReproduction(),
         new FlashBiasReproduction(),
+        new VMoBAReproduction(),
+        new PyramidReproduction(),
     ];
 
     /// <summary>The paper.</summary>

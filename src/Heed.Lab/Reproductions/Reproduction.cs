@@ -7,6 +7,8 @@ public abstract class Reproduction
     /// <summary>All reproductions.</summary>
     public static IReadOnlyList<Reproduction> All { get; } =
     [
+        new HipAttentionReproduction(),
+        new SuperlinearAttentionReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -44,10 +44,8 @@ public sealed class RecallRecipe : TrainingRecipe
             throw new ArgumentException($"A run that was stopped lies in '{checkpoint}': go on with it by --resume, or delete it to start afresh.");
         }
 
-        if (options.Threads > 0)
-        {
-            set_num_threads(options.Threads);
-        }
+        // The model is so small that handing work to a second thread costs more than the work.
+        set_num_threads(options.Threads > 0 ? options.Threads : 1);
 
         var attention = options.Attention ?? DefaultAttention;
         var task = new RecallTask();

@@ -9,6 +9,8 @@ public abstract class Reproduction
     [
         new HipAttentionReproduction(),
         new SuperlinearAttentionReproduction(),
+        new DynamicMaskAttentionReproduction(),
+        new FlashBiasReproduction(),
     ];
 
     /// <summary>The paper.</summary>
@@ -25,4 +27,21 @@ public abstract class Reproduction
     /// <exception cref="ArgumentException">There is none; the message lists those that exist.</exception>
     public static Reproduction Find(string slug) => All.FirstOrDefault(reproduction => string.Equals(reproduction.Slug, slug, StringComparison.OrdinalIgnoreCase))
         ?? throw new ArgumentException($"There is no reproduction of '{slug}'; there are: {string.Join(", ", All.Select(known => known.Slug))}.", nameof(slug));
+
+    /// <summary>Does what is too small for more than one thread: handing it out would cost more than the work.</summary>
+    /// <param name="work">The work.</param>
+    protected static void OnOneThread(Action work)
+    {
+        ArgumentNullException.ThrowIfNull(work);
+        var threads = TorchSharp.torch.get_num_threads();
+        TorchSharp.torch.set_num_threads(1);
+        try
+        {
+            work();
+        }
+        finally
+        {
+            TorchSharp.torch.set_num_threads(threads);
+        }
+    }
 }

@@ -2,12 +2,12 @@ namespace Heed.Biases;
 
 /// <summary>Whether a bias of low rank is cheaper as factors or multiplied out.</summary>
 /// <remarks>The paper's rule is about reading main memory: factors while R is below sqrt(S), S the numbers that fast memory holds (arXiv 2505.12044, section 3.2). On a processor the
-/// bias is seldom what waits: the tiles' arithmetic is, of which a rank R adds R / (C + Cv), and a dense bias costs about a quarter more time than none (see docs/biases/flashbias.md
-/// for what was measured). So factors win while R is below that quarter of the widths; and wherever the dense bias does not fit, at any rank below the number of keys.</remarks>
+/// bias is seldom what waits: the tiles' arithmetic is, of which a rank R adds R / (C + Cv), and reading a dense bias adds about a tenth to the time of none (docs/biases/flashbias.md has
+/// what was measured). So factors win while R is below that tenth of the widths; and wherever the dense bias does not fit, at any rank that takes less memory.</remarks>
 public static class FactoredBiasCost
 {
     /// <summary>What a dense bias adds to the time of attention without one, measured with the kernels of this library.</summary>
-    public const double DenseOverhead = 0.25;
+    public const double DenseOverhead = 0.1;
 
     /// <summary>The rank up to which factors take less time than the dense bias.</summary>
     /// <param name="width">Width C of queries and keys.</param>

@@ -9,6 +9,8 @@ public abstract class Reproduction
     [
         new NeighborhoodReproduction(),
         new FreeSwimReproduction(),
+        new HipAttentionReproduction(),
+        new SuperlinearAttentionReproduction(),
         new DynamicMaskAttentionReproduction(),
         new FlashBiasReproduction(),
         new VMoBAReproduction(),

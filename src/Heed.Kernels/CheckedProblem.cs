@@ -21,6 +21,7 @@ internal sealed unsafe class CheckedProblem
     private const int QueriesPerKeyOfRun = 3;
     private const int HalfVector = 12;
     private const int FewQueries = 16;
+    private const int GroupedQueries = 64;
 
     /// <summary>The arguments as given.</summary>
     public readonly AttentionArguments Arguments;
@@ -111,8 +112,8 @@ internal sealed unsafe class CheckedProblem
         Arguments.KeyRuns is not null || (Arguments.BlockMask is { IsWhole: true } mask
             && (mask.RunLength < Math.Max(HalfVector, (double)Math.Min(mask.QueryBlock, Queries) / QueriesPerKeyOfRun) || Queries <= FewQueries));
 
-    /// <summary>Queries of a block of the block mask or the key runs; 0: there is neither.</summary>
-    public int ListedQueries => Arguments.BlockMask?.QueryBlock ?? Arguments.KeyRuns?.QueryBlock ?? 0;
+    /// <summary>Queries whose keys are listed together in the block mask or the key runs; 0: there is neither. Runs of single queries are taken in groups.</summary>
+    public int ListedQueries => Arguments.BlockMask?.QueryBlock ?? (Arguments.KeyRuns is { } runs ? runs.QueryBlock == 1 ? GroupedQueries : runs.QueryBlock : 0);
 
     /// <summary>The key head that a query head reads.</summary>
     public int KeyHeadOf(int head) => head / Group;

@@ -164,7 +164,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         }
     }
 
-    private static nint RowsAhead(int bytesOfRow) => (BytesAhead + bytesOfRow - 1) / bytesOfRow;
+    internal static nint RowsAhead(nint bytesOfRow) => (BytesAhead + bytesOfRow - 1) / bytesOfRow;
 
     /// <summary>The scaled queries of a group's heads, padded with zeros to whole vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization | MethodImplOptions.NoInlining)]

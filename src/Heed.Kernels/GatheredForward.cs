@@ -14,8 +14,9 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
 {
     private const int BlockRows = 96;
 
-    // Keys that are asked for before they are read in place.
+    // Short spans are asked for so many ahead; in long ones the rows ahead are.
     private const int SpansAhead = 8;
+    private const int ShortSpan = 8;
 
     private const int TileColumns = MicroKernel.ScoreColumns;
 
@@ -490,7 +491,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
             }
             else
             {
-                DecodingKernel<TVector, TOps>.ScoresOfOne<TKey>(block.QueryRow, keys + (span.Start * keyStride), keyStride, block.Scores + column, span.Count, width, default);
+                DecodingKernel<TVector, TOps>.ScoresOfOne<TKey>(block.QueryRow, keys + (span.Start * keyStride), keyStride, block.Scores + column, span.Count, width, Ahead(keys, keyStride, span, width * TKey.Size));
             }
 
             column += span.Count;
@@ -528,7 +529,7 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
                 }
                 else
                 {
-                    DecodingKernel<TVector, TOps>.AccumulateOne<TValue>(weights + j, source + (j * stride), stride, output, step, valueWidth, default);
+                    DecodingKernel<TVector, TOps>.AccumulateOne<TValue>(weights + j, source + (j * stride), stride, output, step, valueWidth, Ahead(values, valueStride, spans[i], valueWidth * TValue.Size));
                 }
             }
 
@@ -567,9 +568,13 @@ internal sealed unsafe class GatheredForward<TVector, TOps> : ParallelLoop
         return masks;
     }
 
+    /// <summary>The rows to ask for while a span is read: those ahead in a long one.</summary>
+    private static DecodingKernel<TVector, TOps>.Upcoming Ahead(byte* rows, nint stride, KeySpan span, nint bytes) =>
+        span.Count <= ShortSpan ? default : new((nint)rows + ((span.Start + DecodingKernel<TVector, TOps>.RowsAhead(bytes)) * stride), stride, bytes);
+
     private static void Request(byte* row, nint stride, int rows, nint bytes)
     {
-        for (; rows > 0; rows--, row += stride)
+        for (rows = Math.Min(rows, ShortSpan); rows > 0; rows--, row += stride)
         {
             for (nint line = 0; line < bytes; line += 64)
             {

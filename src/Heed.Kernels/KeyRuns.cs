@@ -5,7 +5,8 @@ namespace Heed.Kernels;
 /// occurs twice. For selections of single tokens or short runs, of which a <see cref="BlockMask"/> would compute whole blocks: the kernels gather the keys of the runs.
 /// Causality, window and lengths of the call apply on top. Immutable; shared between calls and threads.
 /// </summary>
-/// <remarks>Queries that read (nearly) the same runs belong in one block: what is gathered is used by all of them. Runs that one query reads alone are read in place.</remarks>
+/// <remarks>Queries that read (nearly) the same runs belong in one block: what is gathered is used by all of them. Runs that one query reads alone are read in place; where blocks hold one query, what
+/// neighbours share is found and gathered all the same.</remarks>
 public sealed class KeyRuns
 {
     private const int BlockMaskKeys = 64;

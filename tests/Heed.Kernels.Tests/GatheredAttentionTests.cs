@@ -18,6 +18,41 @@ public unsafe class GatheredAttentionTests
     public void Blocks_of_few_keys_agree_with_the_reference(int bits) => Gathered(ProblemSpec.Any(200, 600, 40)).Sample(
         spec => AssertForward(spec with { Batch = 1, KeyHeads = 1, Runs = false, Bits = false, KeyBlock = 1 + (spec.KeyBlock / 3) }, bits), iter: 20, threads: 1);
 
+    /// <summary>Runs of neighbouring queries overlap in every way: whole, in part, side by side.</summary>
+    [Theory]
+    [MemberData(nameof(Widths))]
+    public void Runs_of_single_queries_agree_with_the_reference(int bits) => Gathered(ProblemSpec.Any(150, 300, 40)).Sample(
+        spec =>
+        {
+            using var problem = new AttentionProblem(spec with { Batch = 1, KeyHeads = 1, Runs = true, QueryBlock = 1, Density = Math.Sqrt(spec.Density), KeyBlock = 4 * spec.KeyBlock });
+            problem.WantGradients();
+            problem.Call(new ForwardAtWidth(bits));
+            problem.Call(new BackwardAtWidth(bits));
+            var expected = problem.Reference();
+            expected.Output.AssertClose(problem.Arguments.Output, "output");
+            problem.AssertGradients(problem.ReferenceGradients(expected));
+            problem.AssertNothingElseWritten();
+        },
+        iter: 25,
+        threads: 1);
+
+    [Fact]
+    public void A_window_and_a_block_that_single_queries_share_agree_with_the_reference()
+    {
+        // Query i of 200 reads keys i to i + 40 and, in groups of 25, fifty keys that stay.
+        using var problem = new AttentionProblem(new ProblemSpec { Queries = 200, Keys = 700, Width = 8, ValueWidth = 8, KeyHeads = 2, Group = 2, Causal = Causality.AlignedToEnd });
+        int[] first = [.. Enumerable.Range(0, 200).SelectMany(query => (int[])[query, 250 + (query / 25 * 40)])];
+        int[] counts = [.. Enumerable.Range(0, 400).Select(i => i % 2 == 0 ? 41 : 50)];
+        problem.Arguments.KeyRuns = new KeyRuns(1, 1, 200, 700, 1, [.. Enumerable.Range(0, 201).Select(query => 2 * query)], first, counts);
+        problem.WantGradients();
+        problem.Forward();
+        problem.Backward();
+        var expected = problem.Reference();
+        expected.Output.AssertClose(problem.Arguments.Output, "output");
+        expected.LogSumExp.AssertClose(problem.LogSumExp, "log-sum-exp");
+        problem.AssertGradients(problem.ReferenceGradients(expected));
+    }
+
     [Theory]
     [MemberData(nameof(Widths))]
     public void Gradients_of_large_blocks_agree_with_the_reference(int bits) => Gathered(ProblemSpec.Any(170, 400, 70)).Sample(

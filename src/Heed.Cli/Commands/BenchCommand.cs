@@ -21,11 +21,27 @@ internal static class BenchCommand
         var threads = new Option<int[]>("--threads") { Description = "Numbers of threads to measure with. Default: 1 and every processor.", AllowMultipleArgumentsPerToken = true };
         var page = new Option<string?>("--out") { Description = "The page to write. Default: docs/benchmarks.md where there is a folder docs; none with --quick.", HelpName = "FILE" };
         var quick = new Option<bool>("--quick") { Description = "Small shapes and short measurements, to see that everything runs." };
+        var simulate = new Option<string[]>("--simulate")
+        {
+            Description = "With gna: run nothing, print what the tile simulator says of these problems; without any, of the paper's.", HelpName = NeighborhoodSimulation.Usage,
+            Arity = ArgumentArity.ZeroOrMore, AllowMultipleArgumentsPerToken = true,
+        };
         var json = CommandExtensions.JsonOption();
         names.AcceptOnlyFromAmong([.. BenchmarkFamily.All.Select(family => family.Name)]);
-        return new Command("bench", "Measure speed and memory beside libtorch, in one process with equal threads.") { names, threads, page, quick, json }
+        return new Command("bench", "Measure speed and memory beside libtorch, in one process with equal threads.") { names, threads, page, quick, simulate, json }
             .Runs((result, terminal, cancellation) =>
             {
+                if (result.GetResult(simulate) is { Implicit: false })
+                {
+                    if (result.GetValue(names) is not ["gna"])
+                    {
+                        throw new ArgumentException("--simulate counts the tiles of neighborhood attention: write heed bench gna --simulate.");
+                    }
+
+                    Simulate(result.GetValue(simulate) ?? [], result.GetValue(json), terminal);
+                    return ExitCode.Success;
+                }
+
                 // libtorch's idle threads spin and slow whatever runs next. Its OpenMP reads the policy once, when it is loaded: a process that started without it starts another.
                 if (Environment.GetEnvironmentVariable(WaitPolicy) is null)
                 {
@@ -94,6 +110,31 @@ internal static class BenchCommand
         {
             terminal.Notice($"Wrote {page}.");
         }
+    }
+
+    private static void Simulate(string[] problems, bool json, Terminal terminal)
+    {
+        var rows = problems.Length > 0 ? [.. problems.Select(problem => NeighborhoodSimulation.One(problem))] : NeighborhoodSimulation.Paper();
+        if (json)
+        {
+            terminal.WriteJson(rows);
+            return;
+        }
+
+        var table = new Table().Border(TableBorder.Rounded);
+        foreach (var column in new[] { "problem", "query tile", "key tile", "bound", "mean", "FLOP-wise", "no mask", "share", "end to end", "published" })
+        {
+            table.AddColumn(column);
+        }
+
+        foreach (var row in rows)
+        {
+            table.AddRow(
+                row.Problem, row.QueryTile, row.KeyTile, $"{row.SpeedupBound:0.000}", $"{row.MeanSpeedup:0.000}", $"{row.FlopSpeedup:0.000}", row.NeedsNoMask ? "yes" : "no", $"{row.AttentionShare:P1}",
+                $"{row.EndToEnd:0.000}", $"{row.Published:0.00}");
+        }
+
+        terminal.Console.Write(table);
     }
 
     private static Table Table(List<BenchmarkResult> rows)

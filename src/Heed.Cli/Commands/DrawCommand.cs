@@ -48,10 +48,12 @@ internal static class DrawCommand
             var name = Specification.Parse(wanted).Name;
             var selects = result.GetValue(inputs) is not null || result.GetValue(free) || DrawableMask.All.All(known => known.Name != name);
             MaskPicture picture;
+            long? own = null;
             if (selects && AttentionMechanism.All.Any(known => known.Name == name))
             {
                 var given = result.GetValue(inputs) is { } file ? DrawnInputs.FromFile(file) : DrawnInputs.Random(result.GetValue(tokens), Math.Max(LeastHeads, chosen + 1), result.GetValue(seed));
                 RequireHead(chosen, given.Query.size(1));
+                own = given.Key.size(2);
                 picture = Draw(wanted, given, new(result.GetValue(layer), AttentionKind.Self, "drawn"), result.GetValue(free), chosen);
             }
             else if (result.GetValue(inputs) is not null || result.GetValue(free))
@@ -68,6 +70,10 @@ internal static class DrawCommand
             using (picture)
             {
                 Write(picture, wanted, chosen, result.GetRequiredValue(output), terminal, result.GetValue(json));
+                if (own is { } keys && keys != picture.Census.Keys)
+                {
+                    terminal.Notice($"The mechanism reads {picture.Census.Keys:N0} keys made of the {keys:N0} given; they are drawn in the order in which the kernel reads them.");
+                }
             }
 
             return ExitCode.Success;

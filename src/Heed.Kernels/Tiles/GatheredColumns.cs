@@ -15,6 +15,9 @@ internal sealed class GatheredColumns
     private int[] _endRows = new int[256];
     private float[] _biases = new float[256];
     private Span[] _spans = new Span[64];
+    private Rectangle[] _open = new Rectangle[16];
+    private Rectangle[] _opened = new Rectangle[16];
+    private int _openedCount;
     private int[] _firstSpans = new int[128];
     private int[] _lastSpans = new int[128];
 
@@ -64,7 +67,11 @@ internal sealed class GatheredColumns
         }
 
         Array.Fill(_firstSpans, -1, 0, rows);
-        if (problem.Arguments.KeyRuns is { } runs)
+        if (problem.Arguments.KeyRuns is { QueryBlock: 1 } single)
+        {
+            FindRows(problem, slice, single, head, query, rows, fewRows);
+        }
+        else if (problem.Arguments.KeyRuns is { } runs)
         {
             FindRuns(problem, slice, runs, head, query, rows, fewRows);
         }
@@ -89,6 +96,79 @@ internal sealed class GatheredColumns
             }
 
             Add(problem, slice, query, run.FirstKey - slice.KeyStart, run.KeyCount, first, end, 0, fewRows);
+        }
+    }
+
+    /// <summary>Joins the runs of single queries into rectangles: what a query reads is compared with what the one before it read.</summary>
+    private void FindRows(CheckedProblem problem, in SequenceSlice slice, KeyRuns runs, int head, long query, int rows, int fewRows)
+    {
+        var listHead = (long)head * runs.Heads / problem.Heads;
+        var open = 0;
+        for (var row = 0; row < rows; row++)
+        {
+            _openedCount = 0;
+            var (at, start) = (0, 0);
+            var (listed, stop) = runs.Row(slice.Batch, listHead, (int)(slice.QueryStart + query + row));
+            var (firstKey, lastKey) = (problem.FirstKey(slice, query + row), problem.EndKey(slice, query + row));
+            for (; listed < stop; listed++)
+            {
+                var run = runs.Run(listed);
+                var key = (int)Math.Max(Math.Max(run.FirstKey - slice.KeyStart, 0), firstKey);
+                var end = (int)Math.Min(run.FirstKey + run.KeyCount - slice.KeyStart, lastKey);
+                while (key < end)
+                {
+                    // What ends before this run begins is read no longer.
+                    while (at < open && Math.Max(_open[at].Start, start) < key)
+                    {
+                        var before = _open[at] with { Start = Math.Max(_open[at].Start, start), End = Math.Min(_open[at].End, key) };
+                        Close(problem, slice, query, before, row, fewRows);
+                        start = before.End;
+                        at += start == _open[at].End ? 1 : 0;
+                    }
+
+                    var shared = at < open && Math.Max(_open[at].Start, start) == key;
+                    var next = shared ? Math.Min(end, _open[at].End) : at < open ? Math.Min(end, _open[at].Start) : end;
+                    Open(key, next, shared ? _open[at].Row : row);
+                    key = start = next;
+                    at += shared && start == _open[at].End ? 1 : 0;
+                }
+            }
+
+            for (; at < open; at++)
+            {
+                Close(problem, slice, query, _open[at] with { Start = Math.Max(_open[at].Start, start) }, row, fewRows);
+            }
+
+            (_open, _opened, open) = (_opened, _open, _openedCount);
+        }
+
+        for (var at = 0; at < open; at++)
+        {
+            Close(problem, slice, query, _open[at], rows, fewRows);
+        }
+    }
+
+    private void Open(int key, int endKey, int row)
+    {
+        if (_openedCount > 0 && _opened[_openedCount - 1].End == key && _opened[_openedCount - 1].Row == row)
+        {
+            _opened[_openedCount - 1].End = endKey;
+            return;
+        }
+
+        if (_openedCount == _opened.Length)
+        {
+            Array.Resize(ref _opened, 2 * _openedCount);
+        }
+
+        _opened[_openedCount++] = new() { Start = key, End = endKey, Row = row };
+    }
+
+    private void Close(CheckedProblem problem, in SequenceSlice slice, long query, in Rectangle rectangle, int endRow, int fewRows)
+    {
+        if (rectangle.Start < rectangle.End)
+        {
+            Add(problem, slice, query, rectangle.Start, rectangle.End - rectangle.Start, rectangle.Row, endRow, 0, fewRows);
         }
     }
 
@@ -177,6 +257,14 @@ internal sealed class GatheredColumns
         }
 
         _lastSpans[row] = Spans++;
+    }
+
+    /// <summary>Consecutive keys that every row from one on has read.</summary>
+    private struct Rectangle
+    {
+        public int Start;
+        public int End;
+        public int Row;
     }
 
     /// <summary>Consecutive keys that one row reads.</summary>

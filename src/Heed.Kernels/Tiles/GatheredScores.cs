@@ -35,7 +35,7 @@ internal unsafe struct GatheredTile
         const int columns = MicroKernel.ScoreColumns;
 
         // The last vector reads what lies past the columns; what it finds there is masked.
-        new Span<float>(memory, (int)Floats).Clear();
+        new Span<float>(memory + (3 * columns), 2 * columns).Clear();
         return new()
         {
             Keys = (int*)memory, FirstRows = memory + columns, EndRows = memory + (2 * columns), Distances = memory + (3 * columns), KeyBiases = memory + (4 * columns),

@@ -180,12 +180,13 @@ public sealed class MaskPicture : IDisposable
         {
             using var text = new SKPaint { Color = Ink, IsAntialias = true };
             using var large = new SKFont(FigureStyle.Typeface, 24);
+            large.Size *= Math.Min(1, (bitmap.Width - (2 * Margin)) / Math.Max(1, large.MeasureText(title)));
             using var small = new SKFont(FigureStyle.Typeface, 15);
             canvas.DrawText(title, Margin, 38, large, text);
             canvas.DrawText($"{census.Pairs:N0} of {census.Queries:N0} x {census.Keys:N0} pairs ({census.Share:P1})", Margin, 66, small, text);
             canvas.DrawText("queries down, keys to the right" + (pairsPerPixel > 1 ? $"; a pixel is {pairsPerPixel} x {pairsPerPixel} pairs" : ""), Margin, HeaderHeight - 8, small, text);
             canvas.DrawText(
-                census.KeyBlock is { } keyBlock ? $"blocks of {census.QueryBlock} x {keyBlock}, {census.ListedShare:P1} computed" : $"runs of keys for blocks of {census.QueryBlock} queries",
+                census.KeyBlock is { } keyBlock ? $"blocks of {census.QueryBlock} x {keyBlock}, {census.ListedShare:P1} computed" : census.QueryBlock == 1 ? "runs of keys for each query" : $"runs of keys for blocks of {census.QueryBlock} queries",
                 blocksAt.X, HeaderHeight - 8, small, text);
             var x = blocksAt.X;
             foreach (var (color, label) in Legend())
@@ -208,8 +209,12 @@ public sealed class MaskPicture : IDisposable
             }
             else
             {
-                yield return (FullColor, isRuns ? $"{census.FullBlocks:N0} runs for a whole block" : $"{census.FullBlocks:N0} full");
-                yield return (PartialColor, isRuns ? $"{census.PartialBlocks:N0} for some of its queries" : $"{census.PartialBlocks:N0} partial");
+                var isPerQuery = isRuns && census.QueryBlock == 1;
+                yield return (FullColor, isPerQuery ? $"{census.FullBlocks:N0} runs" : isRuns ? $"{census.FullBlocks:N0} runs for a whole block" : $"{census.FullBlocks:N0} full");
+                if (census.PartialBlocks > 0 || !isRuns)
+                {
+                    yield return (PartialColor, isPerQuery ? $"{census.PartialBlocks:N0} cut by causality" : isRuns ? $"{census.PartialBlocks:N0} for some of its queries" : $"{census.PartialBlocks:N0} partial");
+                }
             }
 
             if (!isRuns)

@@ -1,3 +1,4 @@
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Heed.Lab.Inspection;
@@ -48,7 +49,9 @@ internal sealed class MapPoolingProbe(AttentionHooks hooks, int tokensPerCell, A
     private Tensor CellMass(AttentionCall call, int first, int count)
     {
         var key = call.Key;
-        var cellOfKey = arange(key.size(2), dtype: ScalarType.Int64, device: key.device).div(tokensPerCell, RoundingMode.floor).unsqueeze(1);
+        // A scalar that nobody holds may be freed while libtorch reads it, when another thread collects garbage.
+        using Scalar cell = tokensPerCell;
+        var cellOfKey = arange(key.size(2), dtype: ScalarType.Int64, device: key.device).div(cell, RoundingMode.floor).unsqueeze(1);
         var inCell = cellOfKey.eq(arange(first, first + count, dtype: ScalarType.Int64, device: key.device)).to(key.dtype);
         var edited = (hooks.StagesAt(call.Site) & (AttentionStages.Scores | AttentionStages.Weights)) != AttentionStages.None;
         var mass = edited
@@ -67,9 +70,13 @@ internal sealed class MapPoolingProbe(AttentionHooks hooks, int tokensPerCell, A
 
         var (heads, tokens, count) = (mass.size(0), mass.size(1), mass.size(2));
         var sums = nn.functional.pad(mass, [0, 0, 0, ((long)side * tokensPerCell) - tokens]).view(heads, side, tokensPerCell, count).sum(2);
-        var rows = (tokens - (arange(side, dtype: ScalarType.Int64, device: mass.device) * tokensPerCell)).clamp(1, tokensPerCell);
+        var rows = tensor(Enumerable.Range(0, side).Select(row => (float)Math.Clamp(tokens - ((long)row * tokensPerCell), 1, tokensPerCell)).ToArray(), device: mass.device);
         return sums / rows.to(mass.dtype).view(1, -1, 1);
     }
 
-    private static Tensor Steps(Tensor mass) => mass.to(ScalarType.Float32).nan_to_num(0, 0, 0).clamp(0, 1).sqrt().mul(255).round().to(ScalarType.Byte).cpu().contiguous();
+    private static Tensor Steps(Tensor mass)
+    {
+        using Scalar zero = 0, one = 1, steps = 255;
+        return mass.to(ScalarType.Float32).nan_to_num(0, 0, 0).clamp(zero, one).sqrt().mul(steps).round().to(ScalarType.Byte).cpu().contiguous();
+    }
 }

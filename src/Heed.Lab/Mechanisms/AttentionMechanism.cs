@@ -40,9 +40,9 @@ public sealed record AttentionMechanism(
         {
             Sparse = "psa:block=16,full=0.4,half=0.6,quarter=0.7,eighth=0.8,similarity=0/0/-1", Everything = "psa:block=32,full=1,half=1,quarter=1,eighth=1",
         },
-        new("hip", SearchMechanisms.HipUsage, "HiP: a beam search down a tree finds the k best keys of every query block; window and first keys beside them", "hip-attention", SearchMechanisms.Hip),
-        new("chunk-scan", SearchMechanisms.ChunkScanUsage, "HiP 1.2: scans of ever smaller chunks find the k best keys of every query block", "hip-attention", SearchMechanisms.ChunkScan),
-        new("superlinear", SearchMechanisms.SuperlinearUsage, "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SearchMechanisms.Superlinear),
+        SearchMechanisms.Hip,
+        SearchMechanisms.ChunkScan,
+        SearchMechanisms.Superlinear,
         new("dma", DynamicMaskMechanism.Usage, "dynamic masks: the w keys of largest importance, drawn at random here (a demonstration: importance is learned)", "dynamic-mask-attention", DynamicMaskMechanism.Create)
         {
             Sparse = "dma:w=9",

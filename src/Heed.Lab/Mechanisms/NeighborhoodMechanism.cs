@@ -21,13 +21,15 @@ internal static class NeighborhoodMechanism
         Sparse = "gna:w=9,dilation=2", Everything = "gna:w=128", DecodesAsPrefill = true,
     };
 
+    /// <summary>A neighborhood as options say it: <c>w</c>, <c>stride</c>, <c>dilation</c> and, for each axis 0 or 1, <c>causal</c>.</summary>
+    public static Neighborhood Of(Specification specification, IReadOnlyList<long> grid, long[] defaultWindow) => Neighborhood.Of(
+        grid, specification.Lengths("w", 1, allowsWhole: true) ?? defaultWindow, specification.Lengths("stride", 1) ?? [1], specification.Lengths("dilation", 1) ?? [1],
+        (specification.Lengths("causal", 0) ?? [0]).Select(flag => flag != 0).ToArray());
+
     /// <summary>The block mask to draw: as the kernel computes it, or over tokens in raster order.</summary>
     public static BlockMask Draw(Specification specification, int tokens)
     {
         var grid = specification.Lengths("grid", 1);
-        var window = specification.Lengths("w", 1, allowsWhole: true);
-        var (stride, dilation) = (specification.Lengths("stride", 1) ?? [1], specification.Lengths("dilation", 1) ?? [1]);
-        var causal = specification.Lengths("causal", 0);
         var order = specification.Text("order") ?? "tiles";
         if (order is not "tiles" and not "raster")
         {
@@ -35,8 +37,10 @@ internal static class NeighborhoodMechanism
         }
 
         var neighborhood = grid is null
-            ? Neighborhood.Of([tokens], window ?? [Math.Min(DefaultWindow, tokens)], stride, dilation, [causal is null || causal[0] != 0])
-            : Neighborhood.Of(grid, window ?? [.. grid.Select(length => Math.Min(length, 5))], stride, dilation, causal?.Select(flag => flag != 0).ToArray());
+            ? Neighborhood.Of(
+                [tokens], specification.Lengths("w", 1, allowsWhole: true) ?? [Math.Min(DefaultWindow, tokens)], specification.Lengths("stride", 1), specification.Lengths("dilation", 1),
+                [(specification.Lengths("causal", 0) ?? [1])[0] != 0])
+            : Of(specification, grid, [.. grid.Select(length => Math.Min(length, 5))]);
         return order == "raster" ? neighborhood.ToBlockMask() : NeighborhoodPlan.Of(neighborhood).Mask(1);
     }
 }

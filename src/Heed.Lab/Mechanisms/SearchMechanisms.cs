@@ -5,11 +5,26 @@ namespace Heed.Lab.Mechanisms;
 /// <summary>Reads the options of the mechanisms that search the past.</summary>
 internal static class SearchMechanisms
 {
-    public const string HipUsage = "hip:k=128,w=128,sinks=16,bq=32,sq=2,bk=4,sk=1,group=1,heads=1,rep=center,align=block,refresh=8";
-    public const string ChunkScanUsage = "chunk-scan:k=128,w=128,sinks=16,bq=32,sq=4,chunk=64,refresh=8";
-    public const string SuperlinearUsage = "superlinear:k=3,s=8,p=0.5,a=0.5,back=2,ahead=0";
+    public static AttentionMechanism Hip { get; } = new(
+        "hip", "hip:k=128,w=128,sinks=16,bq=32,sq=2,bk=4,sk=1,group=1,heads=1,rep=center,align=block,refresh=8",
+        "HiP: a beam search down a tree finds the k best keys of every query block; window and first keys beside them", "hip-attention", HipOf)
+    {
+        Sparse = "hip:k=16,w=16,sinks=4,bq=1,sq=1,refresh=1", Everything = "hip:k=128,w=0", DecodesAsPrefill = true,
+    };
 
-    public static Func<AttentionSite, AttentionSelector?> Hip(Specification mask)
+    public static AttentionMechanism ChunkScan { get; } = new(
+        "chunk-scan", "chunk-scan:k=128,w=128,sinks=16,bq=32,sq=4,chunk=64,refresh=8", "HiP 1.2: scans of ever smaller chunks find the k best keys of every query block", "hip-attention", ChunkScanOf)
+    {
+        Sparse = "chunk-scan:k=16,w=16,sinks=4,bq=1,sq=1,chunk=16,refresh=1", Everything = "chunk-scan:k=128,w=0", DecodesAsPrefill = true,
+    };
+
+    public static AttentionMechanism Superlinear { get; } = new(
+        "superlinear", "superlinear:k=3,s=8,p=0.5,a=0.5,back=2,ahead=0", "window and k spans around the best anchors of every query, in one softmax (untrained)", "superlinear-attention", SuperlinearOf)
+    {
+        Sparse = "superlinear:s=2", Everything = "superlinear:s=12", DecodesAsPrefill = true,
+    };
+
+    private static Func<AttentionSite, AttentionSelector?> HipOf(Specification mask)
     {
         var options = new HipOptions
         {
@@ -31,7 +46,7 @@ internal static class SearchMechanisms
     }
 
     /// <summary>Three stages, each with chunks a quarter of the one before; the middle one keeps sixteen times, the last four times as many keys as the attention reads.</summary>
-    public static Func<AttentionSite, AttentionSelector?> ChunkScan(Specification mask)
+    private static Func<AttentionSite, AttentionSelector?> ChunkScanOf(Specification mask)
     {
         var (keep, chunk, stride) = (mask.Integer("k", 128, 1), mask.Integer("chunk", 64, 1), mask.Integer("sq", 4, 1));
         if (chunk % 16 != 0)
@@ -52,22 +67,23 @@ internal static class SearchMechanisms
         return _ => new ChunkScanSelector(options);
     }
 
-    public static Func<AttentionSite, AttentionSelector?> Superlinear(Specification mask)
+    private static Func<AttentionSite, AttentionSelector?> SuperlinearOf(Specification mask)
     {
-        var options = SuperlinearOf(mask);
+        var options = SuperlinearOf(mask, new() { SwIndex = 8 });
         return _ => new SuperlinearSelector(options);
     }
 
-    public static SuperlinearOptions SuperlinearOf(Specification mask)
+    /// <summary>The options of superlinear attention, those that are not given as in <paramref name="absent"/>.</summary>
+    public static SuperlinearOptions SuperlinearOf(Specification mask, SuperlinearOptions absent)
     {
         var options = new SuperlinearOptions
         {
-            NumSpans = mask.Integer("k", 3, 1),
-            SwIndex = mask.Integer("s", 8, 0),
-            SearchPower = mask.Number("p", 0.5),
-            SpanPower = mask.Number("a", 0.5),
-            BackwardFactor = mask.Number("back", 2),
-            ForwardFactor = mask.Number("ahead", 0),
+            NumSpans = mask.Integer("k", absent.NumSpans, 1),
+            SwIndex = mask.Integer("s", absent.SwIndex, 0),
+            SearchPower = mask.Number("p", absent.SearchPower),
+            SpanPower = mask.Number("a", absent.SpanPower),
+            BackwardFactor = mask.Number("back", absent.BackwardFactor),
+            ForwardFactor = mask.Number("ahead", absent.ForwardFactor),
         };
         options.Validate();
         return options;

@@ -39,9 +39,9 @@ public sealed record ReproductionRecord(
     public string Counts => string.Create(
         CultureInfo.InvariantCulture, $"{Count(Verdict.Confirmed)} of {Claims.Count} claim{(Claims.Count == 1 ? "" : "s")} confirmed{Others(Verdict.NotConfirmed)}{Others(Verdict.Inconclusive)}");
 
-    /// <summary>The counts, the day, and the figure of the first claim.</summary>
+    /// <summary>The counts, the day, and the first claim with its figure.</summary>
     [JsonIgnore]
-    public string Summary => string.Create(CultureInfo.InvariantCulture, $"{Counts} ({Date:yyyy-MM-dd}); {Claims[0].Measured}");
+    public string Summary => string.Create(CultureInfo.InvariantCulture, $"{Counts} ({Date:yyyy-MM-dd}). {Claims[0].Claim.TrimEnd('.')}: {Claims[0].Measured}");
 
     /// <summary>The record as JSON.</summary>
     public string ToJson() => JsonSerializer.Serialize(this, Format);

@@ -1,3 +1,4 @@
+using Heed.Lab.Needle;
 using Heed.Lab.Recall;
 
 namespace Heed.Lab.Training;
@@ -43,6 +44,7 @@ public abstract class TrainingRecipe
     [
         new ReaderRecipe(),
         new RecallRecipe(),
+        new NeedleRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

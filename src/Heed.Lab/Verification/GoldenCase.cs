@@ -76,7 +76,7 @@ public sealed class GoldenCase : IDisposable
     public bool HasOption(string key) => _configuration.ValueKind == JsonValueKind.Object && _configuration.TryGetProperty(key, out var found) && found.ValueKind != JsonValueKind.Null;
 
     /// <summary>A whole number of the configuration.</summary>
-    public int Integer(string key, int? absent = null) => absent is { } value && !HasOption(key) ? value : Member(key, JsonValueKind.Number).GetInt32();
+    public int Integer(string key, int? absent = null) => absent is { } value && !HasOption(key) ? value : checked((int)Whole(key, Member(key, JsonValueKind.Number)));
 
     /// <summary>A number of the configuration.</summary>
     public double Number(string key, double? absent = null) => absent is { } value && !HasOption(key) ? value : Member(key, JsonValueKind.Number).GetDouble();
@@ -87,8 +87,8 @@ public sealed class GoldenCase : IDisposable
 
     /// <summary>Whole numbers of the configuration; a single number counts as a list of one, and so does <paramref name="absent"/> where there is none.</summary>
     public long[] Integers(string key, long? absent = null) => absent is { } value && !HasOption(key) ? [value]
-        : Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number ? [member.GetInt64()]
-        : [.. member.EnumerateArray().Select(element => element.GetInt64())];
+        : Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number ? [Whole(key, member)]
+        : [.. member.EnumerateArray().Select(element => Whole(key, element))];
 
     /// <summary>Flags of the configuration; a single flag counts as a list of one, and so does <paramref name="absent"/> where there is none.</summary>
     public bool[] Flags(string key, bool? absent = null) => absent is { } value && !HasOption(key) ? [value]
@@ -122,6 +122,11 @@ public sealed class GoldenCase : IDisposable
     private JsonElement Member(string key, params JsonValueKind[] kinds) =>
         HasOption(key) && _configuration.GetProperty(key) is var member && kinds.Contains(member.ValueKind) ? member
         : throw new InvalidDataException($"The case's config has no {key} of the kind {kinds[0]}.");
+
+    /// <summary>A whole number; some languages write it with a fraction of zero.</summary>
+    private static long Whole(string key, JsonElement number) =>
+        number.ValueKind == JsonValueKind.Number && number.GetDouble() is var value && value == Math.Floor(value) && Math.Abs(value) < 1L << 53 ? (long)value
+        : throw new InvalidDataException($"The case's {key} is {number}; whole numbers were expected.");
 
     private double Tolerance(string key) =>
         _reader.Metadata.TryGetValue(key, out var text) && double.TryParse(text, out var value) && value >= 0 && double.IsFinite(value) ? value

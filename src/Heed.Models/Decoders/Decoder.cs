@@ -1,4 +1,5 @@
 using Heed.Heads;
+using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -69,7 +70,8 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
         using var scope = NewDisposeScope();
         var tokens = ids.shape[1];
-        var positions = arange(tokens, dtype: int64, device: ids.device) + (cache?.Length ?? 0);
+        using Scalar earlier = cache?.Length ?? 0L;
+        var positions = arange(tokens, dtype: int64, device: ids.device) + earlier;
         var hidden = model.forward(ids, positions, cache, hiddenStates);
         if (lastOnly)
         {

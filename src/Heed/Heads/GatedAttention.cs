@@ -1,3 +1,4 @@
+using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -246,11 +247,12 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
 
     private Tensor Activate(Tensor logits, long batch, long tokens)
     {
+        using Scalar half = 0.5;
         var scores = _options.Gate.Activation switch
         {
             GateActivation.Sigmoid => sigmoid(logits),
             GateActivation.SiLU => nn.functional.silu(logits),
-            GateActivation.NonSparseSigmoid => (sigmoid(logits) * 0.5) + 0.5,
+            GateActivation.NonSparseSigmoid => (sigmoid(logits) * half) + half,
             _ => logits,
         };
         if (_options.Gate.Position == GatePosition.DenseOutput)

@@ -1,3 +1,4 @@
+using TorchSharp;
 using static TorchSharp.torch;
 
 namespace Heed.Heads;
@@ -47,7 +48,9 @@ public sealed class RotaryEmbedding
         using var scope = NewDisposeScope();
         var frequencies = tensor(InverseFrequencies.ToArray(), dtype: float64, device: positions.device);
         var angles = positions.to(float64).unsqueeze(-1).unsqueeze(-1) * frequencies;
-        var (cosine, sine) = (angles.cos() * AttentionFactor, angles.sin() * AttentionFactor);
+        // A scalar that nobody holds may be freed while libtorch reads it, when another thread collects garbage.
+        using Scalar factor = AttentionFactor;
+        var (cosine, sine) = (angles.cos() * factor, angles.sin() * factor);
         return new RotaryTables(
             cat([cosine, cosine], -1).to(type).MoveToOuterDisposeScope(), cat([-sine, sine], -1).to(type).MoveToOuterDisposeScope());
     }
@@ -64,6 +67,7 @@ public sealed record RotaryTables(Tensor Cosine, Tensor SignedSine)
     {
         ArgumentNullException.ThrowIfNull(heads);
         using var scope = NewDisposeScope();
-        return (heads * Cosine).addcmul(heads.roll(heads.shape[^1] / 2, -1), SignedSine, 1).MoveToOuterDisposeScope();
+        using Scalar one = 1;
+        return (heads * Cosine).addcmul(heads.roll(heads.shape[^1] / 2, -1), SignedSine, one).MoveToOuterDisposeScope();
     }
 }

@@ -1,3 +1,5 @@
+using Heed.Interop;
+using Heed.Kernels;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -63,31 +65,16 @@ public static class BlockSummaries
         using var still = no_grad();
         var group = heads / key.size(1);
         var queries = Sampled(query, queryBlock, querySample, 1);
-        var keys = Sampled(key, keyBlock, keySample, group);
+
+        // All first sampled keys, all second ones, and so on: the maxima then run over whole vectors of blocks.
+        var keys = Sampled(key, keyBlock, keySample, group).unflatten(2, [-1L, keySample.size(2)]).transpose(2, 3).flatten(2, 3);
         var (queryBlocks, keyBlocks) = ((query.size(2) + queryBlock - 1) / queryBlock, (key.size(2) + keyBlock - 1) / keyBlock);
         var (rows, columns) = (querySample.size(2), keySample.size(2));
         using Scalar factor = scale ?? 1 / Math.Sqrt(Math.Max(1, query.size(3)));
         queries = queries.mul(factor);
-
-        // A few query blocks at a time: their scores stay in the cache until the maxima are taken.
-        var step = Math.Max(1, SampledScores / Math.Max(1, rows * columns * keyBlocks));
-        var importance = empty(batch, heads, queryBlocks, keyBlocks, queries.dtype);
-        for (long b = 0; b < batch; b++)
-        {
-            for (long h = 0; h < heads; h++)
-            {
-                using var inner = NewDisposeScope();
-                var (headQueries, headKeys) = (queries[b, h], keys[b, h].transpose(0, 1));
-                for (long block = 0; block < queryBlocks; block += step)
-                {
-                    var count = Math.Min(step, queryBlocks - block);
-                    var largest = matmul(headQueries.narrow(0, block * rows, count * rows), headKeys).view(count * rows, keyBlocks, columns).amax([-1L]);
-                    var relative = (largest - largest.amax([-1L], keepdim: true)).exp_();
-                    importance[b, h].narrow(0, block, count).copy_(relative.view(count, rows, keyBlocks).amax([1L]));
-                }
-            }
-        }
-
+        var largest = LargestOfBlocks(queries, keys, keyBlocks, columns);
+        var relative = (largest - largest.amax([-1L], keepdim: true)).exp_();
+        var importance = relative.unflatten(2, [queryBlocks, rows]).amax([3L]);
         return importance.div_(importance.sum([-1L], keepdim: true)).MoveToOuterDisposeScope();
     }
 
@@ -217,6 +204,21 @@ public static class BlockSummaries
         var places = (arange(blocks, dtype: int64).view(1, 1, -1, 1).mul(size) + sample.cpu().unsqueeze(2)).clamp_max_(last).flatten(2);
         var wide = Wide(group == 1 ? tokens : tokens.repeat_interleave(group, 1));
         return wide.gather(2, places.unsqueeze(-1).expand(-1, -1, -1, tokens.size(3)));
+    }
+
+    /// <summary>The largest product of each query with the sampled keys of every block, <c>[B, H, Nq, blocks]</c>.</summary>
+    private static unsafe Tensor LargestOfBlocks(Tensor queries, Tensor keys, long blocks, long samples)
+    {
+        if (queries.dtype != ScalarType.Float32 || queries.device_type != TorchSharp.DeviceType.CPU)
+        {
+            return matmul(queries, keys.transpose(-1, -2)).unflatten(3, [samples, blocks]).amax([3L]);
+        }
+
+        var largest = empty(queries.size(0), queries.size(1), queries.size(2), blocks, ScalarType.Float32);
+        var (dense, denseKeys) = (queries.contiguous(), keys.contiguous());
+        SampledMaxima.Compute(TensorMemory.View(dense), TensorMemory.View(denseKeys), checked((int)blocks), 1, (float*)TensorMemory.Data(largest), get_num_threads());
+        GC.KeepAlive((dense, denseKeys, largest));
+        return largest;
     }
 
     private static (long Batch, long Heads) CheckPair(Tensor query, Tensor key)

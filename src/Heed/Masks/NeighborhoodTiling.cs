@@ -94,6 +94,7 @@ public static class NeighborhoodTiling
         return (tiles, most, total);
     }
 
+    /// <summary>Whether all queries of every tile see exactly the key tiles that the tile visits. Counted, because alignment of stride, window and tile alone decides neither way.</summary>
     private static bool AxisNeedsNoMask(NeighborhoodAxis axis, long queryTile, long keyTile, KeyTiling tiling)
     {
         if (axis.IsCausal)
@@ -106,19 +107,21 @@ public static class NeighborhoodTiling
             return true;
         }
 
-        if (axis.Stride % queryTile != 0 || axis.Window % keyTile != 0)
-        {
-            return false;
-        }
-
         if (tiling == KeyTiling.Dynamic)
         {
-            return true;
+            return axis.Stride % queryTile == 0 && axis.Window % keyTile == 0;
         }
 
-        var stretches = (axis.Length + axis.Stride - 1) / axis.Stride;
-        var lastStart = axis.GroupBounds(axis.Length - 1).Start;
-        var twoStretches = axis.Length % keyTile == 0 && stretches == 2 && axis.Stride + (axis.Stride / 2) >= axis.Length - axis.Window;
-        return (axis.Length % axis.Stride == 0 || lastStart % keyTile == 0) && (((axis.Window / 2) - (axis.Stride / 2)) % keyTile == 0 || twoStretches);
+        for (long first = 0; first < axis.Length; first += queryTile)
+        {
+            // Starts never move back: the first and the last query decide.
+            var (start, end) = axis.GroupBounds(first);
+            if (start % keyTile != 0 || (end % keyTile != 0 && end != axis.Length) || axis.GroupBounds(first + queryTile - 1).Start != start)
+            {
+                return false;
+            }
+        }
+
+        return true;
     }
 }

@@ -41,6 +41,7 @@ public static class PyramidLevels
         Tensor importance, IReadOnlyList<PyramidLevel> levels, PyramidRanking ranking, int keyBlock, int tile = 32, long textLength = 0, double minFullRatio = 0.06)
     {
         CheckImportance(importance);
+        levels = Ordered(levels, ranking);
         CheckLevels(levels);
         CheckText(textLength);
         if (keyBlock < 1 || tile < 1 || keyBlock % tile != 0)
@@ -55,11 +56,6 @@ public static class PyramidLevels
 
         var perTile = keyBlock / tile;
         var runs = levels.Select(level => (Range: level, Align: (level.Level + perTile - 1) / perTile)).ToArray();
-        if (ranking == PyramidRanking.Cumulative)
-        {
-            runs = [.. runs.OrderBy(run => run.Range.Upper)];
-        }
-
         var text = (textLength + keyBlock - 1) / keyBlock;
         return Map(importance, (row, target) =>
         {
@@ -249,6 +245,13 @@ public static class PyramidLevels
         return Array.Find(values, value => value is not (0 or 1 or 2 or 4 or 8)) is var wrong && wrong != 0
             ? throw new ArgumentException($"Levels are 0, 1, 2, 4 and 8; the map holds {wrong}.", nameof(level))
             : values;
+    }
+
+    /// <summary>The levels in the order in which generation takes them: as they are listed, or by their upper ends where importance is added up.</summary>
+    internal static IReadOnlyList<PyramidLevel> Ordered(IReadOnlyList<PyramidLevel> levels, PyramidRanking ranking)
+    {
+        ArgumentNullException.ThrowIfNull(levels);
+        return ranking == PyramidRanking.Cumulative ? [.. levels.OrderBy(level => level.Upper)] : levels;
     }
 
     internal static void CheckLevels(IReadOnlyList<PyramidLevel> levels)

@@ -84,7 +84,7 @@ public sealed record PyramidOptions
     /// <exception cref="ArgumentException">A value is out of its range, or two do not divide each other.</exception>
     public void Validate()
     {
-        PyramidLevels.CheckLevels(Levels);
+        PyramidLevels.CheckLevels(Importance == PyramidImportance.Sampled ? PyramidLevels.Ordered(Levels, Ranking) : Levels);
         if (QueryBlock < 1 || KeyBlock < 8 || KeyBlock % 8 != 0)
         {
             throw new ArgumentException($"A query block holds at least 1 query, and a key block a multiple of 8 keys; {QueryBlock} and {KeyBlock} were given.", nameof(KeyBlock));

@@ -20,6 +20,7 @@ public sealed class ReproductionRunnerTests : IDisposable
         Assert.Equal(["report.html", "results.json"], Directory.GetFiles(_folder).Select(path => Path.GetFileName(path)!).Order());
         Assert.Equal(["first", "second"], told.Select(progress => progress.What));
         Assert.Equal("1 of 3 claims confirmed, 1 not confirmed, 1 inconclusive", record.Counts);
+        Assert.EndsWith($"). A claim where a < b: {record.Claims[0].Measured}", record.Summary, StringComparison.Ordinal);
         using var json = JsonDocument.Parse(File.ReadAllText(Path.Combine(_folder, "results.json")));
         Assert.Equal("sample", json.RootElement.GetProperty("slug").GetString());
         Assert.False(json.RootElement.GetProperty("quick").GetBoolean());

@@ -47,6 +47,14 @@ public sealed class NeighborhoodTilingTests
         Assert.False(NeighborhoodTiling.Simulate(Neighborhood.Of([32768], [2048], [256], null, [true]), [256], [128]).NeedsNoMask);
     }
 
+    [Theory]
+    [InlineData(24, 16, 1, 1, 8, false)]
+    [InlineData(64, 5, 4, 2, 5, false)]
+    [InlineData(10, 8, 3, 1, 2, true)]
+    [InlineData(20, 16, 8, 8, 4, true)]
+    public void A_mask_is_needed_where_windows_begin_within_tiles_whatever_divides_what(long length, long window, long stride, long queryTile, long keyTile, bool needsNoMask) =>
+        Assert.Equal(needsNoMask, NeighborhoodTiling.Simulate(Neighborhood.Of([length], [window], [stride]), [queryTile], [keyTile]).NeedsNoMask);
+
     [Fact]
     public void Tables_2_and_4_of_the_paper_come_out()
     {

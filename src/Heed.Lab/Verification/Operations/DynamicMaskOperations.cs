@@ -13,7 +13,7 @@ internal sealed class DynamicMasks : GoldenOperation
     {
         var golden = run.Case;
         var bias = run.Input("bias");
-        var allowed = golden.Has("in.allowed") ? run.Input("allowed") : null;
+        var allowed = golden.Has("in.allowed") ? run.Input("allowed").to(@bool) : null;
         var ranked = golden.Choice("type", "topk", ("topk", true), ("relu", false));
         Tensor Mask(int blockSize) => ranked ? DynamicMask.TopK(bias, allowed, golden.Integer("window_size"), blockSize) : DynamicMask.Relu(bias, allowed, blockSize);
         run.Output("mask_before_smoothing", Mask(0));
@@ -35,7 +35,7 @@ internal sealed class DynamicMaskedAttention : GoldenOperation
         run.Load(module);
         var (query, key, value) = (run.Input("query"), run.Input("key"), run.Input("value"));
         // Where a case gives no pairs, it means the causal ones.
-        var allowed = golden.Has("in.allowed") ? run.Input("allowed") : null;
+        var allowed = golden.Has("in.allowed") ? run.Input("allowed").to(@bool) : null;
         double? scale = golden.HasOption("scale") ? golden.Number("scale") : null;
         var importance = module.Importance(value);
         run.Output("bias", importance);

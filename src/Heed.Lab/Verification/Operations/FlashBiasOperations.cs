@@ -12,7 +12,7 @@ internal sealed class FactoredBias : GoldenOperation
     public override void Run(GoldenRun run)
     {
         var golden = run.Case;
-        var mask = golden.Text("mask", "none") == "none" ? null : run.Input("mask");
+        var mask = golden.Has("in.mask") ? run.Input("mask") : null;
         run.Output("output", FactoredBiasAttention.Compute(
             run.Input("query"), run.Input("key"), run.Input("value"), run.Input("q_bias"), run.Input("k_bias"), mask, golden.Flag("causal", false), FlashBiasCases.Scale(golden)));
     }

@@ -145,7 +145,7 @@ internal static class NeighborhoodCases
 
     public static long[][] Rows(Tensor table)
     {
-        using var dense = table.contiguous();
+        using var dense = table.to(int64).contiguous();
         return [.. dense.data<long>().ToArray().Chunk((int)table.shape[1])];
     }
 }

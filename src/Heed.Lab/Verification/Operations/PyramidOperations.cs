@@ -50,7 +50,7 @@ internal sealed class SampledImportanceOperation : GoldenOperation
     public override string Name => "psa/SampledImportance";
 
     public override void Run(GoldenRun run) => run.Output("importance", BlockSummaries.SampledMaximum(
-        run.Input("query"), run.Input("key"), run.Case.Integer("query_block", 128), run.Case.Integer("key_block", 128), run.Input("query_sample"), run.Input("key_sample"),
+        run.Input("query"), run.Input("key"), run.Case.Integer("query_block", 128), run.Case.Integer("key_block", 128), PyramidCases.Sample(run, "query_sample"), PyramidCases.Sample(run, "key_sample"),
         PyramidCases.Scale(run.Case)));
 }
 
@@ -101,7 +101,7 @@ internal sealed class PyramidSparseAttentionOperation : GoldenOperation
                 UseSimilarity = golden.Flag("use_similarity", false), SimilarityThresholds = PyramidCases.Thresholds(golden, 0, 0, -1),
             },
             scale: PyramidCases.Scale(golden));
-        var (output, level) = module.forward(run.Input("query"), run.Input("key"), run.Input("value"), run.Input("query_sample"), run.Input("key_sample"));
+        var (output, level) = module.forward(run.Input("query"), run.Input("key"), run.Input("value"), PyramidCases.Sample(run, "query_sample"), PyramidCases.Sample(run, "key_sample"));
         run.Output("output", output);
         PyramidCases.Densities(run, level, isCausal: false);
     }
@@ -141,6 +141,8 @@ internal static class PyramidCases
 
     public static (double Two, double Four, double Eight) Thresholds(GoldenCase golden, double two, double four, double eight) =>
         (golden.Number("threshold_2", two), golden.Number("threshold_4", four), golden.Number("threshold_8", eight));
+
+    public static Tensor Sample(GoldenRun run, string name) => run.Input(name).to(int64);
 
     public static void Densities(GoldenRun run, Tensor level, bool isCausal)
     {

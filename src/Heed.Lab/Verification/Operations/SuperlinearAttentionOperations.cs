@@ -22,7 +22,7 @@ internal sealed class SuperlinearAttentionCase : GoldenOperation
             SpanPower = golden.Number("span_power", 0.5),
         };
         using var positions = run.Input("positions").to(int64).contiguous().data<long>();
-        var mask = golden.Has("in.attention_mask") ? run.Input("attention_mask") : null;
+        var mask = golden.Has("in.attention_mask") ? run.Input("attention_mask").to(@bool) : null;
         var (output, gate, spans) = SuperlinearAttention.Compute(
             run.Input("query_search"), run.Input("query"), run.Input("key"), run.Input("value"), positions.ToArray(), options, mask);
         run.Output("anchor", spans.Anchor());

@@ -29,6 +29,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("vmoba", "VMoBA's blocks along time and space beside dense attention, forward and with gradients", VMoBABenchmarks.Run),
         new("dma", "Dynamic masks: the choice of keys and the attention to them, beside dense attention and libtorch with a mask", DynamicMaskBenchmarks.Run),
         new("flashbias", "Biases as factors, beside no bias, the dense bias and libtorch with it", FlashBiasBenchmarks.Run),
+        new("psa", "PSA at a density of 0.15 on video-like inputs beside dense attention", PyramidBenchmarks.Run),
     ];
 }
 

@@ -9,8 +9,12 @@ public abstract class Reproduction
     [
         new NeighborhoodReproduction(),
         new FreeSwimReproduction(),
+        new HipAttentionReproduction(),
+        new SuperlinearAttentionReproduction(),
         new DynamicMaskAttentionReproduction(),
         new FlashBiasReproduction(),
+        new VMoBAReproduction(),
+        new PyramidReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -1,5 +1,6 @@
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Videos;
 
 namespace Heed.Lab.Training;
 
@@ -46,6 +47,7 @@ public abstract class TrainingRecipe
         new GridRecipe(),
         new RecallRecipe(),
         new NeedleRecipe(),
+        new VideoRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

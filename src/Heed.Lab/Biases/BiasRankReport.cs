@@ -108,10 +108,13 @@ public sealed record BiasRankReport
     {
         double[] ranks = [.. Ranks.Select(row => Math.Log2(row.Rank))];
         static double Decades(double value) => Math.Log10(Math.Max(value, 1e-8));
-        return new(title, "log2 of the rank", "log10 of the relative output error",
+        return new LineFigure(title, "log2 of the rank", "log10 of the relative output error",
         [
             new("bias as it is", ranks, [.. Ranks.Select(row => Decades(row.OutputError))], true),
             new("row means removed", ranks, [.. Ranks.Select(row => Decades(row.OutputErrorWithoutRowMeans))], true),
-        ]);
+        ])
+        {
+            Width = 800, Height = 480,
+        };
     }
 }

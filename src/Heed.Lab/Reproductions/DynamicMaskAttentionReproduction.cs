@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Globalization;
 using Heed.Biases;
 using Heed.Heads;
@@ -41,7 +42,7 @@ public sealed class DynamicMaskAttentionReproduction : Reproduction
     {
         // The quick form trains too little to decide; it shows that everything runs.
         int[] seeds = run.IsQuick ? [1] : [1, 2, 3];
-        var steps = run.IsQuick ? 60 : 800;
+        var steps = run.IsQuick ? 60 : 1200;
         var arms = run.IsQuick ? Arms[..3] : Arms;
         run.Seeds.UnionWith(seeds);
         var task = new RecallTask();
@@ -63,12 +64,13 @@ public sealed class DynamicMaskAttentionReproduction : Reproduction
         string Text(string name) => $"{Mean(name):F2} ({string.Join(", ", curves[name].Select(curve => curve[^1].ToString("F2", CultureInfo.InvariantCulture)))})";
         var (dense, window, exponential) = (Mean("dense"), Mean("window"), Mean("DMA, exp"));
         var best = arms.Length > 3 ? Math.Max(exponential, Mean("DMA, linear")) : exponential;
+        // Where dense attention itself has not learned the task yet, nothing can be held against the others.
         var undecided = dense < 0.9;
         run.Claim(
             "Trained dynamic masks recall from beyond the window that a sliding window of the same size forgets.", "abstract; the authors' recall benchmark",
             $"accuracy >= 0.9 in one of the two forms and < 0.5 for the window of {Window} after {steps} steps, {task.Pairs} pairs, {task.Length} tokens",
             $"DMA {Text("DMA, exp")} exp{(arms.Length > 3 ? $", {Text("DMA, linear")} linear" : "")}; window {Text("window")}; dense {Text("dense")}",
-            undecided ? Verdict.Inconclusive : best >= 0.9 && window < 0.5 ? Verdict.Confirmed : best < (dense + window) / 2 ? Verdict.NotConfirmed : Verdict.Inconclusive);
+            best >= 0.9 && window < 0.5 ? Verdict.Confirmed : !undecided && best < (dense + window) / 2 ? Verdict.NotConfirmed : Verdict.Inconclusive);
         run.Claim(
             "Keeping w keys costs little against dense attention.", "abstract", "exponential form within 0.05 of dense at the same step", $"{exponential:F2} against {dense:F2}",
             undecided ? Verdict.Inconclusive : dense - exponential <= 0.05 ? Verdict.Confirmed : Verdict.NotConfirmed);
@@ -135,9 +137,8 @@ public sealed class DynamicMaskAttentionReproduction : Reproduction
                 using var generator = new Generator(2);
                 Tensor Make() => randn([1, Heads, length, Width], generator: generator);
                 var (query, key, value, importance) = (Make(), Make(), Make(), randn([1, Heads, length], generator: generator));
-                var (ours, dense, _) = PairedTimer.Measure(
-                    () => DynamicMaskAttention.Compute(query, key, value, importance, kept).Dispose(), () => Attention.Compute(query, key, value, AttentionOptions.CausalSelf).Dispose(),
-                    TimeSpan.FromSeconds(run.IsQuick ? 0.1 : 2), run.Cancellation);
+                var (ours, dense) = Fastest(
+                    run, () => DynamicMaskAttention.Compute(query, key, value, importance, kept).Dispose(), () => Attention.Compute(query, key, value, AttentionOptions.CausalSelf).Dispose());
                 double error = double.NaN;
                 if (length <= 2048)
                 {
@@ -148,7 +149,7 @@ public sealed class DynamicMaskAttentionReproduction : Reproduction
                     error = (expected - Attention.Compute(query, key, value, options)).abs().max().item<float>();
                 }
 
-                return new[] { ours, dense!.Value, double.IsNaN(error) ? -1 : error };
+                return new[] { ours, dense, double.IsNaN(error) ? -1 : error };
             });
             rows.Add((length, row[0], row[1], row[2]));
         }
@@ -167,5 +168,26 @@ public sealed class DynamicMaskAttentionReproduction : Reproduction
         run.Tables.Add(new($"Causal attention, {Heads} heads of {Width}, {kept} keys kept; choice included", ["tokens", "dynamic, ms", "dense, ms", "ratio"],
             [.. rows.Select(row => (IReadOnlyList<string>)[$"{row.Length}", row.Sparse.ToString("F2", CultureInfo.InvariantCulture), row.Dense.ToString("F2", CultureInfo.InvariantCulture),
                 (row.Dense / row.Sparse).ToString("F2", CultureInfo.InvariantCulture)])]));
+    }
+
+    /// <summary>The least times of two pieces of work done in turn: growth over lengths is what is asked, and whatever else the machine does only adds.</summary>
+    private static (double First, double Second) Fastest(ReproductionRun run, Action first, Action second)
+    {
+        var clock = Stopwatch.StartNew();
+        var (one, two) = (double.MaxValue, double.MaxValue);
+        for (var round = 0; round < 3 || clock.Elapsed.TotalSeconds < (run.IsQuick ? 0.2 : 4); round++)
+        {
+            run.Cancellation.ThrowIfCancellationRequested();
+            (one, two) = (Math.Min(one, Time(first)), Math.Min(two, Time(second)));
+        }
+
+        return (one, two);
+
+        static double Time(Action work)
+        {
+            var start = Stopwatch.GetTimestamp();
+            work();
+            return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        }
     }
 }

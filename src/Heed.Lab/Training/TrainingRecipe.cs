@@ -44,6 +44,7 @@ public abstract class TrainingRecipe
     public static IReadOnlyList<TrainingRecipe> All { get; } =
     [
         new ReaderRecipe(),
+        new GridRecipe(),
         new RecallRecipe(),
         new NeedleRecipe(),
         new VideoRecipe(),
@@ -54,6 +55,9 @@ public abstract class TrainingRecipe
 
     /// <summary>What it trains, in one line.</summary>
     public abstract string Summary { get; }
+
+    /// <summary>What a run's speed counts.</summary>
+    public virtual string ItemName => "tokens";
 
     /// <summary>What is measured on held-out data between steps, as it is said after the number.</summary>
     public virtual string ValidationUnit => "bits per byte";

@@ -72,6 +72,20 @@ public class InspectorTests
     }
 
     [Fact]
+    public void A_model_with_dynamic_masks_is_seen_to_read_few_keys()
+    {
+        using var pretrained = TinyModel.Create(keptKeys: 12);
+        var inspection = Inspect(pretrained, Text, "a verse");
+        foreach (var head in inspection.Heads)
+        {
+            for (var row = 0; row < inspection.Tokens.Count; row++)
+            {
+                Assert.InRange(Enumerable.Range(0, row + 1).Count(key => head.Map![row, key] > 0), 1, Math.Min(row + 1, 12));
+            }
+        }
+    }
+
+    [Fact]
     public void A_mechanism_in_place_of_the_models_attention_is_looked_at_beside_it()
     {
         using var dense = TinyModel.Create();

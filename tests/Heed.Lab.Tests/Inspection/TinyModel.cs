@@ -10,11 +10,11 @@ internal static class TinyModel
     public const int Layers = 2;
     public const int Heads = 4;
 
-    public static PretrainedModel Create(int context = 128, bool hasBegin = true, int? window = null, bool tokenizer = true)
+    public static PretrainedModel Create(int context = 128, bool hasBegin = true, int? window = null, bool tokenizer = true, int? keptKeys = null)
     {
         var configuration = new DecoderConfiguration
         {
-            Family = window is null ? DecoderFamily.Llama : DecoderFamily.Mistral,
+            Family = keptKeys is not null ? DecoderFamily.Doge : window is null ? DecoderFamily.Llama : DecoderFamily.Mistral,
             VocabularySize = 257,
             HiddenSize = 32,
             IntermediateSize = 48,
@@ -25,6 +25,8 @@ internal static class TinyModel
             ContextLength = context,
             TieEmbeddings = true,
             SlidingWindow = window,
+            DynamicMaskWindow = keptKeys,
+            QueryKeyNorm = keptKeys is not null,
             BeginTokenId = hasBegin ? 256 : null,
         };
         var model = new Decoder(configuration, seed: 7);

@@ -1,3 +1,4 @@
+using Heed.Biases;
 using Heed.Heads;
 using Heed.Masks;
 using static TorchSharp.torch;
@@ -35,16 +36,33 @@ internal sealed class DynamicMaskedAttention : GoldenOperation
         run.Load(module);
         var (query, key, value) = (run.Input("query"), run.Input("key"), run.Input("value"));
         // Where a case gives no pairs, it means the causal ones.
-        var allowed = golden.Has("in.allowed") ? run.Input("allowed").to(@bool) : null;
+        var allowed = golden.Has("in.allowed") ? run.Input("allowed") : null;
+        allowed = allowed?.dim() == 4 && allowed.shape[1] == keyHeads && keyHeads != 1 ? allowed.repeat_interleave(heads / keyHeads, 1) : allowed;
         double? scale = golden.HasOption("scale") ? golden.Number("scale") : null;
         var importance = module.Importance(value);
         run.Output("bias", importance);
+        var options = (allowed is null ? AttentionOptions.CausalSelf : new AttentionOptions { Mask = allowed }) with { Scale = scale };
+        var blockSize = golden.Integer("block_size", 0);
+        if (blockSize > 1 || golden.Text("type", "topk") != "topk")
+        {
+            // The library's masks: their smoothing may switch on what is not allowed, so the pairs that exist are applied again.
+            var perHead = importance.repeat_interleave(heads / keyHeads, 1);
+            var possible = new DynamicMaskSelector(int.MaxValue, _ => importance).Select(query, key, value, options).Pairs();
+            var mask = golden.Choice("type", "topk", ("topk", true), ("relu", false))
+                ? DynamicMask.TopK(perHead.unsqueeze(2), possible, module.WindowSize, blockSize) : DynamicMask.Relu(perHead.unsqueeze(2), possible, blockSize);
+            mask = mask.logical_and(possible);
+            run.Output("output", Attention.Compute(query, key, value, new AttentionOptions { Scale = scale, Mask = mask, Biases = [new KeyBias(perHead)] }).transpose(1, 2));
+            run.Output("kept", OfKeyHeads(mask, keyHeads));
+            return;
+        }
+
         run.Output("output", module.forward(query, key, value, allowed, causal: allowed is null, scale));
-        var options = allowed is null ? AttentionOptions.CausalSelf : new AttentionOptions { Mask = allowed };
-        var selector = new DynamicMaskSelector(module.WindowSize, module.Importance);
-        var pairs = selector.Select(query, key, value, options).Pairs();
-        run.Output("kept", pairs.view(pairs.shape[0], keyHeads, heads / keyHeads, pairs.shape[2], pairs.shape[3]).select(2, 0));
+        run.Output("kept", OfKeyHeads(new DynamicMaskSelector(module.WindowSize, module.Importance).Select(query, key, value, options).Pairs(), keyHeads));
     }
+
+    // Query heads of a group share their pairs.
+    private static Tensor OfKeyHeads(Tensor pairs, int keyHeads) =>
+        pairs.view(pairs.shape[0], keyHeads, pairs.shape[1] / keyHeads, pairs.shape[2], pairs.shape[3]).select(2, 0);
 }
 
 /// <summary>The authors' attention layer.</summary>

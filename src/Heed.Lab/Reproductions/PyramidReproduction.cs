@@ -37,12 +37,12 @@ internal sealed class PyramidReproduction : Reproduction
                     run.Tell($"seed {seed}, {along}", 0.5 * ((seed - 1) + (i / (double)s_scales.Length)) / seeds.Length);
                     var measured = run.Once($"error {seed} {along} {s_scales[i]} {frames}x{side}", () => ErrorsOf(seed, along, s_scales[i], frames, side, isNoise: false));
                     errors.Add((along, measured[0], measured[1], measured[2]));
-                    rows.Add([seed.ToString(CultureInfo.InvariantCulture), along, Text(measured[0]), Text(measured[1]), Text(measured[2]), Text(measured[3])]);
+                    rows.Add([seed.ToString(CultureInfo.InvariantCulture), along, Text(measured[0]), Text(measured[1]), Text(measured[2])]);
                 }
             }
         }
 
-        run.Tables.Add(new("Relative error of the output on moving blobs", ["seed", "order", "density", "pyramid", "binary blocks", "binary density"], rows));
+        run.Tables.Add(new("Relative error of the output on moving blobs", ["seed", "order", "density", "pyramid", "binary blocks"], rows));
         var low = errors.Where(error => error.Density <= 0.3).ToList();
         var better = low.Count(error => error.Pyramid < error.Binary);
         run.Claim(
@@ -66,8 +66,8 @@ internal sealed class PyramidReproduction : Reproduction
         var noise = seeds.Select(seed => run.Once($"noise {seed} {frames}x{side}", () => ErrorsOf(seed, "raster order", 1, frames, side, isNoise: true))).ToList();
         run.Claim(
             "On white noise pooling has nothing to hold on to, and the similarity cap switches it off.", "negative control; section on adaptive pooling",
-            "the cap allows no pooled block in any seed", $"share of blocks pooled under the cap {Text(noise.Average(values => values[4]))}; without it the error is {Text(noise.Average(values => values[1]))} "
-            + $"beside {Text(noise.Average(values => values[2]))} for binary blocks", noise.All(values => values[4] == 0));
+            "the cap allows no pooled block in any seed", $"share of blocks pooled under the cap {Text(noise.Average(values => values[3]))}; without it the error is {Text(noise.Average(values => values[1]))} "
+            + $"beside {Text(noise.Average(values => values[2]))} for binary blocks", noise.All(values => values[3] == 0));
 
         var length = run.IsQuick ? (Frames: 8, Side: 16) : (Frames: 16, Side: 32);
         run.Tell("time beside dense attention", 0.6);
@@ -85,11 +85,11 @@ internal sealed class PyramidReproduction : Reproduction
         run.Claim(
             "The causal variant loses less than binary blocks of equal density, too.", "section on understanding", "a smaller error for every seed",
             $"{Text(causal.Average(values => values[1]))} beside {Text(causal.Average(values => values[2]))} at density {Text(causal.Average(values => values[0]))}", causal.All(values => values[1] < values[2]));
-        run.Notes.Add("Synthetic features stand in for the activations of a video model: what is tested is the mechanism, not a model's quality. Binary blocks are the most important ones by the same importance, with as many of them "
-            + "as give the pyramid's density, rounded up in their favour.");
+        run.Notes.Add("Synthetic features stand in for the activations of a video model: what is tested is the mechanism, not a model's quality. Binary blocks are the most important ones by the same importance; "
+            + "their error at the pyramid's density is read between the two whole numbers of blocks on either side of it.");
     }
 
-    /// <summary>Density, error of the pyramid, error of binary blocks, their density, and the share of blocks that would be pooled under the similarity cap.</summary>
+    /// <summary>Density, error of the pyramid, error of binary blocks at that density, and the share of blocks that would be pooled under the similarity cap.</summary>
     private static double[] ErrorsOf(int seed, string along, double scale, int frames, int side, bool isNoise)
     {
         using var still = no_grad();
@@ -115,11 +115,16 @@ internal sealed class PyramidReproduction : Reproduction
         var cap = PyramidLevels.SimilarityCap(key, Block, 0.7, 0.65, 0.6);
         var pooled = PyramidLevels.Capped(level, cap).gt(1).to(float32).mean().item<float>();
         var density = PyramidLevels.Density(level);
-        var binary = Math.Min(1, Math.Ceiling(density * (tokens / (double)Block)) / (tokens / (double)Block));
-        var binaryLevel = new PyramidSelector(options with { Levels = [new(1, 0, binary), new(0, binary, 1)] }).LevelsOf(query, key, isCausal: false);
         var dense = Attention.Compute(query, key, value);
         double ErrorOf(Tensor map) => ((PyramidAttention.Forward(query, key, value, map, Block, Block) - dense).norm() / dense.norm()).item<float>();
-        return [density, ErrorOf(level), ErrorOf(binaryLevel), PyramidLevels.Density(binaryLevel), pooled];
+
+        // Whole blocks come in steps: the errors on either side of the pyramid's density, weighed by how near they are.
+        double blocks = tokens / Block;
+        var fewer = Math.Max(1, Math.Floor(density * blocks));
+        double ErrorOfBlocks(double count) =>
+            ErrorOf(new PyramidSelector(options with { Levels = [new(1, 0, count / blocks), new(0, count / blocks, 1)] }).LevelsOf(query, key, isCausal: false));
+        var nearness = Math.Clamp((density * blocks) - fewer, 0, 1);
+        return [density, ErrorOf(level), ((1 - nearness) * ErrorOfBlocks(fewer)) + (nearness * ErrorOfBlocks(Math.Min(fewer + 1, blocks))), pooled];
     }
 
     /// <summary>Density, error of the causal pyramid, and error of causal binary blocks of at least that density.</summary>

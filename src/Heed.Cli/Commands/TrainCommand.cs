@@ -118,6 +118,6 @@ internal static class TrainCommand
     }
 
     private static string Describe(TrainingRecipe recipe, TrainingProgress progress) =>
-        $"loss {progress.Loss:F3}{(progress.Validation is { } validation ? $", held out {validation:F3} {recipe.ValidationUnit}" : "")}, {progress.ItemsPerSecond:N0} tokens/s, " +
+        $"loss {progress.Loss:F3}{(progress.Validation is { } validation ? $", held out {validation:F3} {recipe.ValidationUnit}" : "")}, {progress.ItemsPerSecond:N0} {recipe.ItemName}/s, " +
         $"{progress.Remaining:h\\:mm\\:ss} left";
 }

@@ -25,9 +25,11 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("freeswim", "A step of FreeSwim with the full branch's cross-attention remembered, beside one without", FreeSwimBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
         new("hip", "HiP: selection and attention over lengths, and decoding over a long cache, beside dense attention", HipBenchmarks.Run),
+        new("superlinear", "Superlinear attention: search and the whole over lengths, and a decoding step over up to a million keys", SuperlinearBenchmarks.Run),
         new("vmoba", "VMoBA's blocks along time and space beside dense attention, forward and with gradients", VMoBABenchmarks.Run),
         new("dma", "Dynamic masks: the choice of keys and the attention to them, beside dense attention and libtorch with a mask", DynamicMaskBenchmarks.Run),
         new("flashbias", "Biases as factors, beside no bias, the dense bias and libtorch with it", FlashBiasBenchmarks.Run),
+        new("psa", "PSA at a density of 0.15 on video-like inputs beside dense attention", PyramidBenchmarks.Run),
     ];
 }
 

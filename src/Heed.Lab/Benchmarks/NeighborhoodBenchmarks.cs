@@ -21,17 +21,26 @@ internal static class NeighborhoodBenchmarks
         ("1-D", [16384], [2048], [1]), ("1-D", [16384], [2048], [256]), ("1-D", [16384], [2048], [2048]),
     ];
 
+    /// <summary>Problems of the paper as they are, one head: a dense run takes seconds.</summary>
+    public static IReadOnlyList<(string Name, long[] Grid, long[] Window, long[] Stride)> WholeProblems { get; } =
+    [
+        ("Cosmos whole", [16, 44, 80], [16, 24, 16], [1, 1, 1]), ("Cosmos whole", [16, 44, 80], [16, 24, 16], [1, 8, 16]),
+        ("FLUX whole", [256, 256], [80, 80], [1, 1]), ("FLUX whole", [256, 256], [80, 80], [16, 16]),
+    ];
+
     public static IEnumerable<BenchmarkResult> Run(BenchmarkContext context)
     {
-        foreach (var (name, grid, window, stride) in context.Quick ? [("small", [32, 32], [8, 8], [4, 4])] : Problems)
+        IEnumerable<(string, long[], long[], long[])> problems = context.Quick ? [("small", [32, 32], [8, 8], [4, 4])] : context.Threads > 1 ? Problems.Concat(WholeProblems) : Problems;
+        foreach (var (name, grid, window, stride) in problems)
         {
+            var heads = WholeProblems.Any(problem => problem.Name == name) ? 1 : Heads;
             using var scope = NewDisposeScope();
             using var quiet = no_grad();
             var neighborhood = Neighborhood.Of(grid, window, stride);
             var tiles = NeighborhoodPlan.Of(neighborhood).Tiles;
             var bound = NeighborhoodTiling.Simulate(neighborhood, tiles.Query, tiles.Key).MeanSpeedup;
-            var (query, key, value) = Inputs(grid);
-            var shape = $"H{Heads} {string.Join('x', grid)} w {string.Join('x', window)} stride {string.Join('x', stride)} D{Width}";
+            var (query, key, value) = Inputs(grid, heads);
+            var shape = $"H{heads} {string.Join('x', grid)} w {string.Join('x', window)} stride {string.Join('x', stride)} D{Width}";
             void Ours() => NeighborhoodAttention.Compute(query, key, value, neighborhood).Dispose();
             var (q, k, v) = (Dense(query), Dense(key), Dense(value));
             yield return context.Row(
@@ -51,7 +60,7 @@ internal static class NeighborhoodBenchmarks
             using var scope = NewDisposeScope();
             using var quiet = no_grad();
             var neighborhood = Neighborhood.Of([side, side], [side / 4], [Math.Min(stride, side / 4)]);
-            var (query, key, value) = Inputs([side, side]);
+            var (query, key, value) = Inputs([side, side], Heads);
             var (q, k, v) = (Dense(query), Dense(key), Dense(value));
             var mask = new NeighborhoodSelector(neighborhood).Select(q, k, v).Pairs();
             yield return context.Row(
@@ -68,10 +77,10 @@ internal static class NeighborhoodBenchmarks
 
     private static Tensor Dense(Tensor tensor) => tensor.flatten(1, -3).transpose(1, 2);
 
-    private static (Tensor Query, Tensor Key, Tensor Value) Inputs(long[] grid)
+    private static (Tensor Query, Tensor Key, Tensor Value) Inputs(long[] grid, long heads)
     {
         using var generator = new Generator(1);
-        Tensor Make() => randn([1, .. grid, Heads, Width], generator: generator);
+        Tensor Make() => randn([1, .. grid, heads, Width], generator: generator);
         return (Make(), Make(), Make());
     }
 }

@@ -25,8 +25,11 @@ internal sealed record SelectorProblem(
     /// <summary>The aim on the whole call beside dense Heed at the longest length where that is run; null: none.</summary>
     public Aim? WholeAim { get; init; }
 
-    /// <summary>The largest share of the whole call that selection may take at the longest length; null: none.</summary>
+    /// <summary>The largest share of the whole call that selection may take at <see cref="SelectionShareAt"/>; null: none.</summary>
     public double? SelectionShare { get; init; }
+
+    /// <summary>The length at which that is asked; null: the longest.</summary>
+    public long? SelectionShareAt { get; init; }
 
     /// <summary>The largest growth exponent of the whole call; null: none.</summary>
     public double? Exponent { get; init; }
@@ -52,7 +55,7 @@ internal static class SelectorBenchmarks
         foreach (var length in lengths)
         {
             // The rows are made by one method that returns them all: a dispose scope must not stay open while the caller works.
-            var rows = RowsOf(context, problem, length, length == longestDense, length == lengths[^1]);
+            var rows = RowsOf(context, problem, length, length == longestDense, length == (problem.SelectionShareAt ?? lengths[^1]));
             times.Add((length, rows[0].Milliseconds));
             foreach (var row in rows)
             {

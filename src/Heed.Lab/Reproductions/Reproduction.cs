@@ -7,8 +7,14 @@ public abstract class Reproduction
     /// <summary>All reproductions.</summary>
     public static IReadOnlyList<Reproduction> All { get; } =
     [
+        new NeighborhoodReproduction(),
+        new FreeSwimReproduction(),
+        new HipAttentionReproduction(),
+        new SuperlinearAttentionReproduction(),
         new DynamicMaskAttentionReproduction(),
         new FlashBiasReproduction(),
+        new VMoBAReproduction(),
+        new PyramidReproduction(),
     ];
 
     /// <summary>The paper.</summary>

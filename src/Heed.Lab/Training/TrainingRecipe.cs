@@ -1,5 +1,6 @@
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Videos;
 
 namespace Heed.Lab.Training;
 
@@ -43,8 +44,10 @@ public abstract class TrainingRecipe
     public static IReadOnlyList<TrainingRecipe> All { get; } =
     [
         new ReaderRecipe(),
+        new GridRecipe(),
         new RecallRecipe(),
         new NeedleRecipe(),
+        new VideoRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>
@@ -52,6 +55,9 @@ public abstract class TrainingRecipe
 
     /// <summary>What it trains, in one line.</summary>
     public abstract string Summary { get; }
+
+    /// <summary>What a run's speed counts.</summary>
+    public virtual string ItemName => "tokens";
 
     /// <summary>What is measured on held-out data between steps, as it is said after the number.</summary>
     public virtual string ValidationUnit => "bits per byte";

@@ -1,4 +1,6 @@
 using Heed.Heads;
+using Heed.Kernels;
+using Heed.Masks;
 using TorchSharp;
 using static TorchSharp.torch;
 
@@ -194,6 +196,8 @@ public sealed class FreeSwimLayers
 
     private sealed class SelfPath(FreeSwimLayers layers, FreeSwimOptions options, double? scale) : WanAttentionPath
     {
+        private (VideoGrid Grid, BlockMask Mask)? _cut;
+
         public override Tensor Compute(WanAttention attention, Tensor hidden, Tensor? encoder, PairRotaryTables? rotary, VideoGrid grid)
         {
             RequireRows(hidden, layers.Mode);
@@ -208,8 +212,21 @@ public sealed class FreeSwimLayers
             return cat([windows, attention.Attend(query.narrow(0, 1, 1), key.narrow(0, 1, 1), value.narrow(0, 1, 1), scale)], 0);
         }
 
-        private Tensor Window(WanAttention attention, Tensor query, Tensor key, Tensor value, VideoGrid grid) => InwardWindowAttention.Compute(
-            query, key, value, grid.Frames, grid.Height, grid.Width, options.HalfHeight, options.HalfWidth, scale, options.CutsWindows, attention.Site, attention.Hooks);
+        private Tensor Window(WanAttention attention, Tensor query, Tensor key, Tensor value, VideoGrid grid)
+        {
+            if (!options.CutsWindows)
+            {
+                return InwardWindowAttention.Compute(
+                    query, key, value, grid.Frames, grid.Height, grid.Width, options.HalfHeight, options.HalfWidth, scale, site: attention.Site, hooks: attention.Hooks);
+            }
+
+            if (_cut is not { } last || last.Grid != grid)
+            {
+                _cut = last = (grid, InwardWindow.Cut(grid.Frames, grid.Height, grid.Width, options.HalfHeight, options.HalfWidth));
+            }
+
+            return attention.Attend(query, key, value, scale, last.Mask);
+        }
     }
 
     private sealed class CrossPath(FreeSwimLayers layers, FreeSwimOptions options, double? scale) : WanAttentionPath

@@ -1,4 +1,5 @@
 using Heed.Heads;
+using Heed.Kernels;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
@@ -100,19 +101,20 @@ public sealed class WanAttention : nn.Module
         Tensor Split(Tensor tensor) => tensor.view(tensor.shape[0], tensor.shape[1], Heads, HeadWidth);
     }
 
-    /// <summary>Full attention through the door.</summary>
+    /// <summary>Attention through the door.</summary>
     /// <param name="query"><c>[B, N, H, D]</c>.</param>
     /// <param name="key"><c>[B, T, H, D]</c>.</param>
     /// <param name="value"><c>[B, T, H, D]</c>.</param>
     /// <param name="scale">Factor of the query-key product; null: 1 / sqrt(D).</param>
+    /// <param name="mask">Which pairs are computed; null: all.</param>
     /// <returns><c>[B, N, H, D]</c>.</returns>
-    public Tensor Attend(Tensor query, Tensor key, Tensor value, double? scale = null)
+    public Tensor Attend(Tensor query, Tensor key, Tensor value, double? scale = null, BlockMask? mask = null)
     {
         ArgumentNullException.ThrowIfNull(query);
         ArgumentNullException.ThrowIfNull(key);
         ArgumentNullException.ThrowIfNull(value);
         using var scope = NewDisposeScope();
-        return Attention.Compute(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), AttentionOptions.Default with { Scale = scale }, Site, Hooks)
+        return Attention.Compute(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), AttentionOptions.Default with { Scale = scale, BlockMask = mask }, Site, Hooks)
             .transpose(1, 2).MoveToOuterDisposeScope();
     }
 }

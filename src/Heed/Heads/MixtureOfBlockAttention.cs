@@ -24,7 +24,7 @@ public static class MixtureOfBlockAttention
         Tensor query, Tensor key, Tensor value, MixtureOfBlocksOptions options, IReadOnlyList<long>? sequenceOffsets = null, double? scale = null)
     {
         using var selection = MixtureOfBlocks.Select(query, key, options, sequenceOffsets);
-        return Forward(query, key, value, selection, scale);
+        return Apply(query, key, value, selection, scale);
     }
 
     /// <summary>Attends to what was selected before.</summary>
@@ -35,7 +35,7 @@ public static class MixtureOfBlockAttention
     /// <param name="scale">Factor of the products in the softmax; null: 1 / sqrt(D).</param>
     /// <returns><c>[B, H, N, Dv]</c> in the query's dtype.</returns>
     /// <exception cref="ArgumentException">The shapes do not fit together.</exception>
-    public static Tensor Forward(Tensor query, Tensor key, Tensor value, BlockSelection selection, double? scale = null)
+    public static Tensor Apply(Tensor query, Tensor key, Tensor value, BlockSelection selection, double? scale = null)
     {
         ArgumentNullException.ThrowIfNull(selection);
         var shape = AttentionShape.Read(query, key, value);

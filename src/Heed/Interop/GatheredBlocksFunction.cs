@@ -29,7 +29,7 @@ internal sealed class GatheredBlocksFunction : autograd.MultiTensorFunction<Gath
             return output;
         }
 
-        var call = new Call(blocks, again);
+        var call = new Call(blocks, again, [query.requires_grad, key.requires_grad, value.requires_grad]);
         var result = apply(query, key, value, call)[0];
         call.Forget();
         return result;
@@ -61,7 +61,7 @@ internal sealed class GatheredBlocksFunction : autograd.MultiTensorFunction<Gath
         returned.Clear();
         using var scope = NewDisposeScope();
         var call = (Call)context.get_data(nameof(Call));
-        Tensor[] gradients;
+        Tensor?[] gradients;
         try
         {
             gradients = Gradients(call, context.get_saved_variables().ToArray(), grad_outputs[0]);
@@ -72,34 +72,43 @@ internal sealed class GatheredBlocksFunction : autograd.MultiTensorFunction<Gath
         {
             // A gradient of the wrong shape makes libtorch itself refuse, with an exception that reaches that caller.
             Trace.TraceError($"Heed: the gradients of attention could not be computed: {error.Message}");
-            gradients = [zeros(0), zeros(0), zeros(0)];
+            gradients = [.. call.Wanted.Select(wanted => wanted ? zeros(0) : null)];
         }
 
         grad_outputs.ForEach(gradient => gradient?.Dispose());
         foreach (var gradient in gradients)
         {
-            returned.Add(gradient.DetachFromDisposeScope());
+            if (gradient is not null)
+            {
+                gradient.DetachFromDisposeScope();
+                returned.Add(gradient);
+            }
         }
 
-        return [.. gradients, null!];
+        return [.. gradients.Select(gradient => gradient!), null!];
     }
 
-    private static Tensor[] Gradients(Call call, Tensor[] saved, Tensor outputGradient)
+    private static Tensor?[] Gradients(Call call, Tensor[] saved, Tensor outputGradient)
     {
         var (query, key, value, output, logSumExp) = (saved[0], saved[1], saved[2], saved[3], saved[4]);
         if (is_grad_enabled())
         {
-            return [.. autograd.grad([call.Again(query, key, value)], [query, key, value], [outputGradient.alias()], retain_graph: true, create_graph: true)];
+            List<Tensor> wanted = [.. saved.Take(3).Where((_, i) => call.Wanted[i])];
+            var found = new Queue<Tensor>(autograd.grad([call.Again(query, key, value)], wanted, [outputGradient.alias()], retain_graph: true, create_graph: true));
+            return [.. call.Wanted.Select(isWanted => isWanted ? found.Dequeue() : null)];
         }
 
         Tensor[] gradients = [TensorMemory.EmptyLike(query, query.size(3)), TensorMemory.EmptyLike(key, key.size(3)), TensorMemory.EmptyLike(value, value.size(3))];
         call.Blocks.Backward(query, key, value, output, logSumExp, TensorMemory.WithContiguousRows(outputGradient), gradients[0], gradients[1], gradients[2]);
-        return gradients;
+        return [.. gradients.Select((gradient, i) => call.Wanted[i] ? gradient : null)];
     }
 
     /// <summary>What one call carries from its forward to its backward pass beside the saved tensors.</summary>
-    private sealed class Call(GatheredBlocks blocks, Func<Tensor, Tensor, Tensor, Tensor> again)
+    private sealed class Call(GatheredBlocks blocks, Func<Tensor, Tensor, Tensor, Tensor> again, bool[] wanted)
     {
+        /// <summary>Which of query, key and value want a gradient.</summary>
+        public bool[] Wanted => wanted;
+
         public GatheredBlocks Blocks => blocks;
 
         public Func<Tensor, Tensor, Tensor, Tensor> Again => again;

@@ -1,7 +1,7 @@
 namespace Heed.Masks;
 
 /// <summary>A space-filling curve through a box of any size (the generalised Hilbert curve), so that consecutive tokens lie close together in space and time.</summary>
-/// <remarks>The box is cut recursively, in halves of even length where that can be, along one, two or three of its axes; the parts are walked in an order whose ends meet. Where sizes are odd, single steps may be diagonal.</remarks>
+/// <remarks>The box is cut recursively, in halves of even length where that can be, along one, two or three of its axes; the parts are walked in an order whose ends meet. Where sides are even, every step goes to a neighbour; where they are odd, single steps go further.</remarks>
 public static class GilbertCurve
 {
     /// <summary>The order of a grid's tokens along the curve.</summary>

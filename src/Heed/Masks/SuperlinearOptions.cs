@@ -90,8 +90,9 @@ public sealed record SuperlinearOptions
         return (first, window > 0 ? Math.Min(last, Math.Max(0, position - (window - 1)) - 1) : last);
     }
 
-    /// <summary>Anchor distances (0: the query's own position) of the stripes outside the window, ascending, up to a number of keys.</summary>
-    internal int[] Distances(long keys)
+    /// <summary>Distances of the anchors from the query (0: its own position), those outside the window, ascending.</summary>
+    /// <param name="keys">Distances below this are given: the number of keys up to the query.</param>
+    public int[] Distances(long keys)
     {
         var distances = new List<int>();
         for (var stripe = SwIndex + 1L; ; stripe++)

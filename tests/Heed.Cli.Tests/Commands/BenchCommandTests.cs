@@ -26,6 +26,19 @@ public sealed class BenchCommandTests
     }
 
     [Fact]
+    public async Task The_simulator_prints_the_papers_bounds_and_those_of_ones_own_problems()
+    {
+        var paper = JsonDocument.Parse((await Shell.RunAsync("bench", "gna", "--simulate", "--json")).Out).RootElement.EnumerateArray().ToList();
+        Assert.All(paper.Where(row => row.GetProperty("end_to_end").ValueKind == JsonValueKind.Number),
+            row => Assert.Equal(row.GetProperty("published").GetDouble(), row.GetProperty("end_to_end").GetDouble(), 0.01));
+        var own = await Shell.RunAsync("bench", "gna", "--simulate", "64x64:w=16x16,stride=16x16,q=8x8,k=8x8", "--json");
+        Assert.Equal(16, JsonDocument.Parse(own.Out).RootElement[0].GetProperty("speedup_bound").GetDouble());
+        var wrong = await Shell.RunAsync("bench", "dense", "--simulate");
+        Assert.NotEqual(0, wrong.Code);
+        Assert.Contains("heed bench gna --simulate", wrong.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Unknown_names_are_told_with_the_known_ones()
     {
         var result = await Shell.RunAsync("bench", "nothing");

@@ -17,7 +17,7 @@ internal sealed class MixtureOfBlocksOperation : GoldenOperation
         using var selection = MixtureOfBlocks.Select(query, key, VMoBACases.Options(golden, golden.Integer("block_size")), offsets);
         run.Output("similarity", selection.Similarity[0].transpose(0, 1));
         run.Output("selected", selection.ToTensor()[0].transpose(0, 1).to(uint8));
-        run.Output("output", MixtureOfBlockAttention.Forward(query, key, value, selection, VMoBACases.Scale(golden))[0].transpose(0, 1));
+        run.Output("output", MixtureOfBlockAttention.Apply(query, key, value, selection, VMoBACases.Scale(golden))[0].transpose(0, 1));
     }
 
     /// <summary>Tokens outside, heads inside: what packed sequences look like.</summary>

@@ -33,12 +33,15 @@ public sealed class RecallModel : nn.Module<Tensor, Tensor>
         ArgumentNullException.ThrowIfNull(task);
         task.Validate();
         var make = Arm(attention);
-        manual_seed(seed);
         using var scope = NewDisposeScope();
+        // What the mechanisms draw for themselves must not shift the rest: all begin with the same weights.
+        manual_seed(seed + 1_000_003L);
+        var attentions = Enumerable.Range(0, depth).Select(layer => make(layer, heads, width / heads)).ToList();
+        manual_seed(seed);
         tokens = nn.Embedding(task.Vocabulary, width);
         positions = nn.Embedding(task.Length, width);
         mix = nn.Conv1d(width, width, 3, groups: width);
-        layers = new ModuleList<Layer>([.. Enumerable.Range(0, depth).Select(layer => new Layer(width, heads, make(layer, heads, width / heads)))]);
+        layers = new ModuleList<Layer>([.. attentions.Select(attention => new Layer(width, heads, attention))]);
         norm = nn.LayerNorm(width);
         output = nn.Linear(width, task.Vocabulary);
         RegisterComponents();

@@ -22,6 +22,7 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
     private readonly bool[][] _listed;
     private float* _memory;
     private int _wave;
+    private int _waveEnd;
 
     /// <summary>Plans the packing of a problem.</summary>
     public PackedKeyValue(CheckedProblem problem)
@@ -81,7 +82,7 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
 
         _firstChunk[unit] = chunks;
         _memory = Workspace.OfCall.Take(floats);
-        _wave = first;
+        (_wave, _waveEnd) = (first, unit);
         Run(chunks, _problem.Threads);
         return unit;
     }
@@ -113,7 +114,8 @@ internal sealed unsafe class PackedKeyValue<TVector, TOps> : ParallelLoop
     /// <inheritdoc/>
     protected override void Run(int item)
     {
-        var unit = Array.BinarySearch(_firstChunk, _wave, _units.Length + 1 - _wave, item);
+        // Starts of later waves are not known yet.
+        var unit = Array.BinarySearch(_firstChunk, _wave, _waveEnd + 1 - _wave, item);
         unit = unit < 0 ? ~unit - 1 : unit;
 
         // Units without keys have no chunk: the last of equal starts is the one that has.

@@ -113,4 +113,29 @@ public unsafe class ForwardTests
 
         problem.AssertNothingElseWritten();
     }
+
+    [Fact]
+    public unsafe void Heads_that_are_packed_in_several_waves_give_what_each_gives_alone()
+    {
+        const int Heads = 40, Queries = 17, Keys = 65_536, Width = 8;
+        var random = new Random(3);
+        var (query, key) = (Normals(Heads * Queries * Width), Normals(Keys * Width));
+        var (together, alone) = (new float[query.Length], new float[query.Length]);
+        fixed (float* q = query, k = key, all = together, one = alone)
+        {
+            // All heads share their keys, which also serve as values: what is packed is large, what is read small.
+            var keys = (nint)k;
+            TensorView Shared(int heads) => new(keys, 1, heads, Keys, Width, 0, 0, Width);
+            FusedAttention.Forward(new AttentionArguments(new(q, 1, Heads, Queries, Width), Shared(Heads), Shared(Heads), new(all, 1, Heads, Queries, Width)));
+            for (var head = 0; head < Heads; head++)
+            {
+                var at = head * Queries * Width;
+                FusedAttention.Forward(new AttentionArguments(new(q + at, 1, 1, Queries, Width), Shared(1), Shared(1), new(one + at, 1, 1, Queries, Width)));
+            }
+        }
+
+        Assert.Equal(alone, together);
+
+        float[] Normals(int count) => [.. Enumerable.Range(0, count).Select(_ => (float)((random.NextDouble() * 4) - 2))];
+    }
 }

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using static TorchSharp.torch;
 
 namespace Heed.Interop;
@@ -6,11 +5,6 @@ namespace Heed.Interop;
 /// <summary>The fused kernels as a differentiable operation. Gradients of gradients are computed through the plain form.</summary>
 internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction>
 {
-    // libtorch copies the handles of returned gradients after the managed callback has returned, and nobody disposes the managed ones: they
-    // are kept until the thread's next backward pass, which also keeps the finalizer from running in between.
-    [ThreadStatic]
-    private static List<Tensor>? s_returned;
-
     /// <inheritdoc/>
     public override string Name => "HeedAttention";
 
@@ -64,42 +58,8 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
     /// <inheritdoc/>
     public override List<Tensor> backward(autograd.AutogradContext context, List<Tensor> grad_outputs)
     {
-        var returned = s_returned ??= [];
-        foreach (var tensor in returned)
-        {
-            tensor.Dispose();
-        }
-
-        returned.Clear();
-        using var scope = NewDisposeScope();
         var call = (Call)context.get_data(nameof(Call));
-        Tensor?[] gradients;
-        try
-        {
-            gradients = Gradients(call, context, grad_outputs);
-        }
-#pragma warning disable CA1031 // An exception that left this callback would end the process: native frames lie between here and the caller of backward().
-        catch (Exception error)
-#pragma warning restore CA1031
-        {
-            // A gradient of the wrong shape makes libtorch itself refuse, with an exception that reaches that caller.
-            Trace.TraceError($"Heed: the gradients of attention could not be computed: {error.Message}");
-            gradients = [.. call.Wanted.Select(wanted => wanted ? zeros(0) : null)];
-        }
-
-        var result = new List<Tensor>(FusedProblem.Count + 1);
-        foreach (var gradient in gradients)
-        {
-            if (gradient is not null)
-            {
-                returned.Add(gradient.DetachFromDisposeScope());
-            }
-
-            result.Add(gradient!);
-        }
-
-        result.Add(null!);
-        return result;
+        return ReturnedGradients.Of(call.Wanted, () => Gradients(call, context, grad_outputs));
     }
 
     private static Tensor?[] Gradients(Call call, autograd.AutogradContext context, List<Tensor> grad_outputs)

@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using static TorchSharp.torch;
 
 namespace Heed.Interop;
@@ -6,10 +5,6 @@ namespace Heed.Interop;
 /// <summary>Attention over gathered blocks as a differentiable operation.</summary>
 internal sealed class GatheredBlocksFunction : autograd.MultiTensorFunction<GatheredBlocksFunction>
 {
-    // As in FusedFunction: libtorch copies the handles of returned gradients after the managed callback has returned.
-    [ThreadStatic]
-    private static List<Tensor>? s_returned;
-
     /// <inheritdoc/>
     public override string Name => "HeedGatheredBlocks";
 
@@ -52,40 +47,10 @@ internal sealed class GatheredBlocksFunction : autograd.MultiTensorFunction<Gath
     /// <inheritdoc/>
     public override List<Tensor> backward(autograd.AutogradContext context, List<Tensor> grad_outputs)
     {
-        var returned = s_returned ??= [];
-        foreach (var tensor in returned)
-        {
-            tensor.Dispose();
-        }
-
-        returned.Clear();
-        using var scope = NewDisposeScope();
         var call = (Call)context.get_data(nameof(Call));
-        Tensor?[] gradients;
-        try
-        {
-            gradients = Gradients(call, context.get_saved_variables().ToArray(), grad_outputs[0]);
-        }
-#pragma warning disable CA1031 // An exception that left this callback would end the process: native frames lie between here and the caller of backward().
-        catch (Exception error)
-#pragma warning restore CA1031
-        {
-            // A gradient of the wrong shape makes libtorch itself refuse, with an exception that reaches that caller.
-            Trace.TraceError($"Heed: the gradients of attention could not be computed: {error.Message}");
-            gradients = [.. call.Wanted.Select(wanted => wanted ? zeros(0) : null)];
-        }
-
+        var gradients = ReturnedGradients.Of(call.Wanted, () => Gradients(call, context.get_saved_variables().ToArray(), grad_outputs[0]));
         grad_outputs.ForEach(gradient => gradient?.Dispose());
-        foreach (var gradient in gradients)
-        {
-            if (gradient is not null)
-            {
-                gradient.DetachFromDisposeScope();
-                returned.Add(gradient);
-            }
-        }
-
-        return [.. gradients.Select(gradient => gradient!), null!];
+        return gradients;
     }
 
     private static Tensor?[] Gradients(Call call, Tensor[] saved, Tensor outputGradient)

@@ -47,7 +47,7 @@ public sealed class GoldenRun : IDisposable
         return input;
     }
 
-    /// <summary>Loads the case's parameters into a module of the same parameter names. The run disposes the module, after gradients went through it.</summary>
+    /// <summary>Loads the case's parameters into a module of the same parameter (and buffer) names. The run disposes the module, after gradients went through it.</summary>
     /// <param name="module">The module.</param>
     /// <param name="tied">Names under which the case may repeat a parameter of the module, with that parameter's name; null: none.</param>
     /// <exception cref="InvalidDataException">A parameter is missing, superfluous or of another shape.</exception>
@@ -57,7 +57,9 @@ public sealed class GoldenRun : IDisposable
         const string Prefix = "param.";
         _modules.Add(module);
         module.to(Type);
-        var wanted = module.named_parameters().ToDictionary(entry => entry.name, entry => entry.parameter, StringComparer.Ordinal);
+        var wanted = module.named_parameters().Select(entry => (entry.name, value: (Tensor)entry.parameter))
+            .Concat(module.named_buffers().Where(entry => !entry.name.EndsWith("num_batches_tracked", StringComparison.Ordinal)).Select(entry => (entry.name, value: entry.buffer)))
+            .ToDictionary(entry => entry.name, entry => entry.value, StringComparer.Ordinal);
         var given = Case.Names.Where(name => name.StartsWith(Prefix, StringComparison.Ordinal)).Select(name => name[Prefix.Length..]).ToHashSet(StringComparer.Ordinal);
         if (wanted.Keys.FirstOrDefault(name => !given.Contains(name)) is { } missing)
         {

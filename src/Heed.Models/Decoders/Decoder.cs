@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Heads;
 using TorchSharp;
 using TorchSharp.Modules;

@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Heads;
 using Heed.Kernels;
 using TorchSharp.Modules;

@@ -1,4 +1,4 @@
-using Heed.Heads;
+using Heed.Layers;
 using static TorchSharp.torch;
 
 namespace Heed.Models.Decoders;

@@ -1,4 +1,4 @@
-using Heed.Heads;
+using Heed.Layers;
 using Heed.Kernels;
 using TorchSharp.Modules;
 using static TorchSharp.torch;

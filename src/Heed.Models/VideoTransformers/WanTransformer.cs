@@ -1,4 +1,4 @@
-using Heed.Heads;
+using Heed.Layers;
 using Heed.Models.Checkpoints;
 using TorchSharp;
 using TorchSharp.Modules;

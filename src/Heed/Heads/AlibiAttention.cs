@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Biases;
 using Heed.Kernels;
 using TorchSharp.Modules;
@@ -37,7 +38,7 @@ public sealed class AlibiAttention : nn.Module<Tensor, Tensor>
         (to_q, to_k, to_v, to_out) = BiasedProjections.Make(width, heads * _headWidth, dropout);
         _slopes = LowRankBiases.AlibiSlopes(heads, type: ScalarType.Float64).DetachFromDisposeScope();
         RegisterComponents();
-        BiasedProjections.Keep(this);
+        Parameters.Keep(this);
     }
 
     /// <summary>The slope of every head, float64 <c>[H]</c>. Not a parameter.</summary>

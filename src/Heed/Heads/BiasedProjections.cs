@@ -22,15 +22,6 @@ internal static class BiasedProjections
         nn.Linear(width, inner, hasBias: false), nn.Linear(width, inner, hasBias: false), nn.Linear(width, inner, hasBias: false),
         nn.Sequential(nn.Linear(inner, width), nn.Dropout(dropout)));
 
-    /// <summary>Parameters outlive the dispose scope in which they were made.</summary>
-    public static void Keep(nn.Module module)
-    {
-        foreach (var parameter in module.parameters())
-        {
-            parameter.DetachFromDisposeScope();
-        }
-    }
-
     public static void Check(Tensor input, int width)
     {
         ArgumentNullException.ThrowIfNull(input);

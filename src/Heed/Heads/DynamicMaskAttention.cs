@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Kernels;
 using Heed.Masks;
 using TorchSharp.Modules;

@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Biases;
 using TorchSharp;
 using TorchSharp.Modules;
@@ -49,7 +50,7 @@ public sealed class ShiftedWindowAttention : nn.Module<Tensor, Tensor?, Tensor>
         proj = nn.Linear(width, width);
         (_coordinates, _index) = Offsets(window, pretrainedWindow == 0 ? window : pretrainedWindow);
         RegisterComponents();
-        BiasedProjections.Keep(this);
+        Parameters.Keep(this);
     }
 
     /// <summary>The factors in use; null: the dense bias.</summary>

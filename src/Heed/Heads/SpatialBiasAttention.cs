@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Biases;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -43,7 +44,7 @@ public sealed class SpatialBiasAttention : nn.Module<Tensor, Tensor, Tensor>
             }
         }
 
-        BiasedProjections.Keep(this);
+        Parameters.Keep(this);
     }
 
     /// <summary>The hooks of the module's attention calls; null: none.</summary>

@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Masks;
 using TorchSharp;
 using static TorchSharp.torch;

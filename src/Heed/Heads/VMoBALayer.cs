@@ -1,3 +1,4 @@
+using Heed.Layers;
 using Heed.Masks;
 using TorchSharp.Modules;
 using static TorchSharp.torch;

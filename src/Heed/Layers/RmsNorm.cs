@@ -2,7 +2,7 @@ using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
-namespace Heed.Heads;
+namespace Heed.Layers;
 
 /// <summary>Root-mean-square normalisation of the last dimension, <c>x / sqrt(mean(x^2) + eps) * weight</c> (arXiv 1910.07467, equation 4), with the
 /// parameter name <c>weight</c>. Computed in float32 or wider whatever the input's type.</summary>

@@ -1,7 +1,7 @@
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 
-namespace Heed.Heads;
+namespace Heed.Layers;
 
 /// <summary>A linear map <c>y = x W^T + b</c> with the parameter names <c>weight</c> <c>[out, in]</c> and <c>bias</c> <c>[out]</c>.</summary>
 /// <remarks>Unlike <see cref="Linear"/> it is initialised the way decoders are (normal with a standard deviation of 0.02, biases zero), from a generator of

@@ -1,0 +1,62 @@
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Heed.Layers;
+
+/// <summary>Makes parameters that outlive the dispose scope in which a module happens to be built.</summary>
+public static class Parameters
+{
+    /// <summary>A float32 parameter.</summary>
+    /// <param name="shape">Its shape.</param>
+    /// <param name="fill">Sets its initial values in place; null leaves them as memory comes.</param>
+    public static Parameter Make(long[] shape, Action<Tensor>? fill)
+    {
+        var data = empty(shape, dtype: float32);
+        fill?.Invoke(data);
+        var parameter = new Parameter(data);
+        parameter.DetachFromDisposeScope();
+        return parameter;
+    }
+
+    /// <summary>Takes the parameters and buffers of a module out of the dispose scope in which libtorch's layers made them: the last line of a constructor that holds such layers.</summary>
+    public static void Keep(nn.Module module)
+    {
+        ArgumentNullException.ThrowIfNull(module);
+        foreach (var parameter in module.parameters())
+        {
+            parameter.DetachFromDisposeScope();
+        }
+
+        foreach (var buffer in module.buffers())
+        {
+            buffer.DetachFromDisposeScope();
+        }
+    }
+
+    /// <summary>Initialises as vision transformers do: weights of linear layers (and convolutions, where asked) from a normal distribution of standard deviation 0.02, their biases zero.</summary>
+    /// <param name="module">The module; all within it are visited.</param>
+    /// <param name="convolutions">Whether convolutions are initialised, too, or keep libtorch's initialisation.</param>
+    public static void InitializeTruncatedNormal(nn.Module module, bool convolutions)
+    {
+        ArgumentNullException.ThrowIfNull(module);
+        foreach (var part in module.modules())
+        {
+            var (weight, bias) = part switch
+            {
+                Linear linear => (linear.weight, linear.bias),
+                Conv2d convolution when convolutions => (convolution.weight, convolution.bias),
+                Conv1d convolution when convolutions => (convolution.weight, convolution.bias),
+                _ => (null, null),
+            };
+            if (weight is not null)
+            {
+                nn.init.trunc_normal_(weight, 0, 0.02, -2, 2);
+            }
+
+            if (bias is not null)
+            {
+                nn.init.zeros_(bias);
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+using static TorchSharp.torch;
+
+namespace Heed.Mixers;
+
+/// <summary>The selective scan S6 (arXiv 2312.00752, section 3): a linear recurrence per channel whose step, input and output maps depend on the input. <c>h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t</c>,
+/// <c>y_t = C_t h_t + D u_t</c>, times <c>SiLU(z_t)</c> where there is a gate. The input map is discretised by Euler's rule, as every implementation does.</summary>
+public static class SelectiveScan
+{
+    /// <summary>Scans sequences, with gradients for every tensor (none through the last state).</summary>
+    /// <param name="u">Inputs <c>[B, D, T]</c>.</param>
+    /// <param name="delta">Steps <c>[B, D, T]</c>, before <paramref name="deltaBias"/> and softplus.</param>
+    /// <param name="a"><c>[D, N]</c>, negative.</param>
+    /// <param name="b">Input maps: <c>[D, N]</c> constant, <c>[B, N, T]</c>, or <c>[B, G, N, T]</c> where channel d uses group d / (D / G).</param>
+    /// <param name="c">Output maps, shaped as <paramref name="b"/> may be.</param>
+    /// <param name="skip">D of the recurrence, <c>[D]</c>; null: none.</param>
+    /// <param name="gate">z, <c>[B, D, T]</c>; null: none.</param>
+    /// <param name="deltaBias"><c>[D]</c>, added to the steps; null: none.</param>
+    /// <param name="deltaSoftplus">Whether steps pass through softplus.</param>
+    /// <returns>The output <c>[B, D, T]</c> and the state after the last step <c>[B, D, N]</c> (without gradient).</returns>
+    /// <exception cref="ArgumentException">Shapes do not fit, T is 0, or G does not divide D.</exception>
+    public static (Tensor Output, Tensor LastState) Apply(
+        Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip = null, Tensor? gate = null, Tensor? deltaBias = null, bool deltaSoftplus = false) =>
+        PlainSelectiveScan.Apply(u, delta, a, b, c, skip, gate, deltaBias, deltaSoftplus);
+}
+
+/// <summary>The selective scan step by step in libtorch operations: any type, differentiable, obviously right; the oracle of the fast one.</summary>
+internal static class PlainSelectiveScan
+{
+    public static (Tensor Output, Tensor LastState) Apply(
+        Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip, Tensor? gate, Tensor? deltaBias, bool deltaSoftplus)
+    {
+        using var scope = NewDisposeScope();
+        var (batch, channels, length) = (u.shape[0], u.shape[1], u.shape[2]);
+        var step = deltaBias is null ? delta : delta + deltaBias.unsqueeze(1);
+        step = deltaSoftplus ? nn.functional.softplus(step) : step;
+        var (inputs, outputs) = (PerChannel(b, batch, channels, length), PerChannel(c, batch, channels, length));
+        var state = zeros(batch, channels, a.shape[1], dtype: u.dtype, device: u.device);
+        var rows = new List<Tensor>();
+        for (var t = 0; t < length; t++)
+        {
+            var now = step.select(2, t).unsqueeze(2);
+            state = ((now * a).exp() * state) + (now * inputs.select(3, t) * u.select(2, t).unsqueeze(2));
+            rows.Add((state * outputs.select(3, t)).sum(2));
+        }
+
+        var result = stack(rows, 2);
+        result = skip is null ? result : result + (u * skip.unsqueeze(1));
+        result = gate is null ? result : result * nn.functional.silu(gate);
+        return (result.MoveToOuterDisposeScope(), state.detach().MoveToOuterDisposeScope());
+    }
+
+    // [B, D, N, T]
+    private static Tensor PerChannel(Tensor map, long batch, long channels, long length) => map.dim() switch
+    {
+        2 => map.view(1, channels, -1, 1).expand(batch, -1, -1, length),
+        3 => map.unsqueeze(1).expand(-1, channels, -1, -1),
+        _ => map.repeat_interleave(channels / map.shape[1], 1),
+    };
+}

@@ -65,6 +65,11 @@ public static class GoldenVerifier
         new ContinuousScan(),
         new AtrousScan(),
         new ZigzagScan(),
+        new FocalModulationOperation(),
+        new FocalNetBlockOperation(),
+        new FocalNetOperation(),
+        new GatedCnnBlockOperation(),
+        new MambaOutOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

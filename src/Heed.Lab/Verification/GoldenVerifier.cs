@@ -60,6 +60,11 @@ public static class GoldenVerifier
         new SpatialBiasModule(),
         new SvdBiasAttention(),
         new NeuralFactors(),
+        new CrossScan(),
+        new LocalScan(),
+        new ContinuousScan(),
+        new AtrousScan(),
+        new ZigzagScan(),
         new FocalModulationOperation(),
         new FocalNetBlockOperation(),
         new FocalNetOperation(),
@@ -67,6 +72,7 @@ public static class GoldenVerifier
         new MambaOutOperation(),
         new NiNBlockOperation(),
         new NiNformerClassifierOperation(),
+        new SubspaceAttentionOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -99,7 +99,10 @@ public static class PaperCatalogue
         },
         new("minimal-transformer", "Reducing the Transformer Architecture to a Minimum", "2410.13732", 2024, Room.Heads,
             "Removes the feed-forward part, merges query and key, drops value and output, to see what a small vision transformer needs.",
-            "Under 10 % of the parameters suffice with a slightly worse loss on MNIST and a better validation loss on CIFAR-10."),
+            "Under 10 % of the parameters suffice with a slightly worse loss on MNIST and a better validation loss on CIFAR-10.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/ReducedAttention.cs",
+        },
         new("moh", "MoH: Multi-Head Attention as Mixture-of-Head Attention", "2410.11842", 2024, Room.Heads,
             "A router gives each token its own few heads; shared heads are always on; the sum of heads is weighted.",
             "Using 50 to 90 % of the heads mostly gains: LLaMA3-8B continued with 75 % rises from 61.6 to 64.0 over 14 tasks."),

@@ -111,7 +111,10 @@ public static class PaperCatalogue
             $"Scanpaths are more plausible than those of other unsupervised models; wrong captions give random ones ({NoFigure})."),
         new("ninformer", "NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function", "2403.02411", 2024, Room.Mixers,
             "An inner MLP-Mixer writes the gate that multiplies each token.",
-            $"Better than ViT, MLP-Mixer and local ViT on CIFAR-10, CIFAR-100 and MNIST ({NoFigure})."),
+            $"Better than ViT, MLP-Mixer and local ViT on CIFAR-10, CIFAR-100 and MNIST ({NoFigure}).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/MixerGatingUnit.cs",
+        },
         new("oat", "OAT: Object-Level Attention Transformer for Gaze Scanpath Prediction", "2407.13335", 2024, Room.Models,
             "Predicts the order in which objects of a scene are looked at; objects are tokens, positions are coded by distance.",
             $"Closer to human scanpaths than pixel-level models, also for unseen layouts and targets ({NoFigure})."),

@@ -21,6 +21,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
     public static IReadOnlyList<ImageModel> All { get; } =
     [
         BaselineModels.MlpMixer,
+        NiNformerModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

@@ -70,6 +70,8 @@ public static class GoldenVerifier
         new FocalNetOperation(),
         new GatedCnnBlockOperation(),
         new MambaOutOperation(),
+        new NiNBlockOperation(),
+        new NiNformerClassifierOperation(),
         new SubspaceAttentionOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 

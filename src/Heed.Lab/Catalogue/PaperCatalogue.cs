@@ -148,7 +148,10 @@ public static class PaperCatalogue
             "Models fall more than 50 points behind people on average: GPT-4V answers 14.7 % of the static questions, people 77.5 %."),
         new("ulsam", "ULSAM: Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks", "2006.15102", 2020, Room.Mixers,
             "Splits channels into groups and gives each one spatial attention map, at almost no cost.",
-            "Replacing blocks of MobileNet-V2 takes about 13 % of its parameters and operations away and adds 0.27 to its ImageNet top-1."),
+            "Replacing blocks of MobileNet-V2 takes about 13 % of its parameters and operations away and adds 0.27 to its ImageNet top-1.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/SubspaceAttention.cs",
+        },
         new("v2p", "V2P: From Background Suppression to Center Peaking for Robust GUI Grounding Task", "2508.13634", 2025, Room.Lab,
             "Teaches a pointer token to leave the background and peak at an element's centre, by a penalty and Gaussian labels.",
             "Accuracy on ScreenSpot-Pro rises from 44.6 to 50.5, on ScreenSpot-v2 from 92.1 to 92.3."),

@@ -75,6 +75,7 @@ public static class GoldenVerifier
         new FocalNetOperation(),
         new GatedCnnBlockOperation(),
         new MambaOutOperation(),
+        new SubspaceAttentionOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -8,7 +8,7 @@ namespace Heed.Mixers;
 /// <summary>A selective scan along several routes over a picture, each with projections, decay and skip of its own; what the routes say of a token is added up and normalised. The core of <see cref="SS2D"/> and of
 /// <see cref="AtrousSelectiveScan"/>. Parameter names are VMamba's: <c>x_proj_weight</c> <c>[K, R + 2 N, E]</c>, <c>dt_projs_weight</c> <c>[K, E, R]</c>, <c>dt_projs_bias</c> <c>[K, E]</c>, <c>A_logs</c>
 /// <c>[K E, N]</c>, <c>Ds</c> <c>[K E]</c>.</summary>
-/// <remarks>Maps that it hands to a <see cref="MapRecorder"/>: <c>scan</c>, the length of every route's response at every position, and <c>step</c>, the mean step of every route there.</remarks>
+/// <remarks>Maps that it hands to a <see cref="MapRecorder"/>: <c>response</c>, the length of every route's response at every position, and <c>step</c>, the mean step of every route there.</remarks>
 public abstract class RoutedScan : nn.Module<Tensor, Tensor>, IMapSource
 {
     // Seen by RegisterComponents of the modules that derive from this one.
@@ -75,9 +75,9 @@ public abstract class RoutedScan : nn.Module<Tensor, Tensor>, IMapSource
         }
 
         using var quiet = no_grad();
-        var labels = Enumerable.Range(0, order.Count).Select(route => $"{order.Name} route {route}").ToArray();
-        Recorder.Record(this, "scan", Picture(linalg.norm(response, dims: [2L], keepdim: true)), labels);
-        Recorder.Record(this, "step", Picture(nn.functional.softplus(steps + dt_projs_bias.unsqueeze(-1)).mean([2L], keepdim: true)), labels);
+        string[] Labels(string what) => [.. Enumerable.Range(0, order.Count).Select(route => $"{what}, {order.Name} route {route}")];
+        Recorder.Record(this, "response", Picture(linalg.norm(response, dims: [2L], keepdim: true)), Labels("response"));
+        Recorder.Record(this, "step", Picture(nn.functional.softplus(steps + dt_projs_bias.unsqueeze(-1)).mean([2L], keepdim: true)), Labels("step"));
 
         Tensor Picture(Tensor perPlace) => order.Restore(perPlace).reshape(perPlace.shape[0], order.Count, order.Height, order.Width);
     }

@@ -60,6 +60,16 @@ public static class GoldenVerifier
         new SpatialBiasModule(),
         new SvdBiasAttention(),
         new NeuralFactors(),
+        new AgentAttentionOperation(),
+        new TokenMergeOperation(),
+        new AgentSdAttentionOperation(),
+        new AgentDeiTOperation(),
+        new GaussianAdaptiveAttentionOperation(),
+        new MultiHeadGaussianOperation(),
+        new GaussianBlockOperation(),
+        new LayerwiseGaussianOperation(),
+        new GroupedQueryGaussianOperation(),
+        new ImportanceFactorOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

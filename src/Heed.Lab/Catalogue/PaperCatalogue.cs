@@ -53,7 +53,10 @@ public static class PaperCatalogue
         },
         new("focal-modulation", "Focal Modulation Networks", "2203.11926", 2022, Room.Mixers,
             "Aggregates the context of each position at several scales by convolutions, gates them, and multiplies the query by the result.",
-            "ImageNet top-1 of the tiny model is 82.3 against 81.2 for Swin-T."),
+            "ImageNet top-1 of the tiny model is 82.3 against 81.2 for Swin-T.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/FocalModulation.cs",
+        },
         new("freeswim", "FreeSwim: Revisiting Sliding-Window Attention Mechanisms for Training-Free Ultra-High-Resolution Video Generation", "2511.14712", 2025, Room.Masks,
             "Windows of the training size, shifted inwards at borders, let a video model draw far larger frames; a second branch keeps the layout.",
             "Video in 4K without training, more than 2 times faster with cross-attention caching.")
@@ -96,7 +99,10 @@ public static class PaperCatalogue
             "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048."),
         new("mambaout", "MambaOut: Do We Really Need Mamba for Vision?", "2405.07992", 2024, Room.Mixers,
             "The Mamba block without its state-space model: a gated depth-wise convolution.",
-            "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T)."),
+            "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/GatedCnnBlock.cs",
+        },
         new("minimal-transformer", "Reducing the Transformer Architecture to a Minimum", "2410.13732", 2024, Room.Heads,
             "Removes the feed-forward part, merges query and key, drops value and output, to see what a small vision transformer needs.",
             "Under 10 % of the parameters suffice with a slightly worse loss on MNIST and a better validation loss on CIFAR-10."),
@@ -148,7 +154,10 @@ public static class PaperCatalogue
             "Models fall more than 50 points behind people on average: GPT-4V answers 14.7 % of the static questions, people 77.5 %."),
         new("ulsam", "ULSAM: Ultra-Lightweight Subspace Attention Module for Compact Convolutional Neural Networks", "2006.15102", 2020, Room.Mixers,
             "Splits channels into groups and gives each one spatial attention map, at almost no cost.",
-            "Replacing blocks of MobileNet-V2 takes about 13 % of its parameters and operations away and adds 0.27 to its ImageNet top-1."),
+            "Replacing blocks of MobileNet-V2 takes about 13 % of its parameters and operations away and adds 0.27 to its ImageNet top-1.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/SubspaceAttention.cs",
+        },
         new("v2p", "V2P: From Background Suppression to Center Peaking for Robust GUI Grounding Task", "2508.13634", 2025, Room.Lab,
             "Teaches a pointer token to leave the background and peak at an element's centre, by a penalty and Gaussian labels.",
             "Accuracy on ScreenSpot-Pro rises from 44.6 to 50.5, on ScreenSpot-v2 from 92.1 to 92.3."),

@@ -1,3 +1,4 @@
+using Heed.Lab.Images.Models;
 using Heed.Models.Images;
 
 namespace Heed.Lab.Images;
@@ -19,6 +20,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
     /// <summary>All models.</summary>
     public static IReadOnlyList<ImageModel> All { get; } =
     [
+        BaselineModels.MlpMixer,
     ];
 
     /// <summary>Makes a model.</summary>

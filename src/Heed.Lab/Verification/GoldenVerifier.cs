@@ -70,6 +70,17 @@ public static class GoldenVerifier
         new LayerwiseGaussianOperation(),
         new GroupedQueryGaussianOperation(),
         new ImportanceFactorOperation(),
+        new CrossScan(),
+        new LocalScan(),
+        new ContinuousScan(),
+        new AtrousScan(),
+        new ZigzagScan(),
+        new FocalModulationOperation(),
+        new FocalNetBlockOperation(),
+        new FocalNetOperation(),
+        new GatedCnnBlockOperation(),
+        new MambaOutOperation(),
+        new SubspaceAttentionOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -125,6 +125,6 @@ public sealed class RecallTests : IDisposable
         Refused("no attention mechanism 'spiral'", () => _ = new RecallModel(new(), "spiral", 1));
         Refused("is linear or exp", () => _ = new RecallModel(new(), "dma:form=cubic", 1));
         Refused("no option 'v'", () => _ = new RecallModel(new(), "dma:v=3", 1));
-        Refused("generates its own tokens", () => new RecallRecipe().Run(new RecipeOptions { Output = _folder, TextFile = "a" }, _ => { }, _ => { }, default));
+        Refused("has its own tokens", () => new RecallRecipe().Run(new RecipeOptions { Output = _folder, TextFile = "a" }, _ => { }, _ => { }, default));
     }
 }

@@ -17,7 +17,10 @@ public static class PaperCatalogue
             "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention."),
         new("agent-attention", "Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874", 2023, Room.Mixers,
             "A few agent tokens collect from all keys and pass on to all queries: global attention at linear cost.",
-            "ImageNet top-1 of DeiT-T rises from 72.2 to 74.9; Stable Diffusion runs 1.45 to 1.84 times faster with a better FID."),
+            "ImageNet top-1 of DeiT-T rises from 72.2 to 74.9; Stable Diffusion runs 1.45 to 1.84 times faster with a better FID.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/AgentAttention.cs",
+        },
         new("attention-calibration", "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through Attention Calibration", "2406.15765", 2024, Room.Edits,
             "Finds columns that soak up attention beyond the first, scales them down in chosen heads and hands the mass to the rest.",
             "Accuracy of Llama-30B rises by up to 7.30 % without training."),
@@ -68,7 +71,10 @@ public static class PaperCatalogue
         },
         new("gaussian-adaptive-attention", "Gaussian Adaptive Attention is All You Need: Robust Contextual Representations Across Multiple Modalities", "2401.11143", 2024, Room.Mixers,
             "Weights features by learned Gaussians around their mean, without queries or keys.",
-            "Accuracy over frozen encoders rises by up to about 20 %, for example from 61.7 to 80.6 on CIFAR-100 features."),
+            "Accuracy over frozen encoders rises by up to about 20 %, for example from 61.7 to 80.6 on CIFAR-100 features.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/GaussianAdaptiveAttention.cs",
+        },
         new("generalized-neighborhood-attention", "Generalized Neighborhood Attention: Multi-dimensional Sparse Attention at the Speed of Light", "2504.16922", 2025, Room.Masks,
             "Every query of a 1-, 2- or 3-D grid sees a box of keys; stride, dilation and causality per axis.",
             "Image and video generators run 28 to 46 % faster end to end without fine-tuning.")

@@ -22,6 +22,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
     [
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
+        NiNformerModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

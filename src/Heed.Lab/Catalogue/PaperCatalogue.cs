@@ -17,7 +17,10 @@ public static class PaperCatalogue
             "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention."),
         new("agent-attention", "Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874", 2023, Room.Mixers,
             "A few agent tokens collect from all keys and pass on to all queries: global attention at linear cost.",
-            "ImageNet top-1 of DeiT-T rises from 72.2 to 74.9; Stable Diffusion runs 1.45 to 1.84 times faster with a better FID."),
+            "ImageNet top-1 of DeiT-T rises from 72.2 to 74.9; Stable Diffusion runs 1.45 to 1.84 times faster with a better FID.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/AgentAttention.cs",
+        },
         new("attention-calibration", "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through Attention Calibration", "2406.15765", 2024, Room.Edits,
             "Finds columns that soak up attention beyond the first, scales them down in chosen heads and hands the mass to the rest.",
             "Accuracy of Llama-30B rises by up to 7.30 % without training."),
@@ -50,7 +53,10 @@ public static class PaperCatalogue
         },
         new("focal-modulation", "Focal Modulation Networks", "2203.11926", 2022, Room.Mixers,
             "Aggregates the context of each position at several scales by convolutions, gates them, and multiplies the query by the result.",
-            "ImageNet top-1 of the tiny model is 82.3 against 81.2 for Swin-T."),
+            "ImageNet top-1 of the tiny model is 82.3 against 81.2 for Swin-T.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/FocalModulation.cs",
+        },
         new("freeswim", "FreeSwim: Revisiting Sliding-Window Attention Mechanisms for Training-Free Ultra-High-Resolution Video Generation", "2511.14712", 2025, Room.Masks,
             "Windows of the training size, shifted inwards at borders, let a video model draw far larger frames; a second branch keeps the layout.",
             "Video in 4K without training, more than 2 times faster with cross-attention caching.")
@@ -65,7 +71,10 @@ public static class PaperCatalogue
         },
         new("gaussian-adaptive-attention", "Gaussian Adaptive Attention is All You Need: Robust Contextual Representations Across Multiple Modalities", "2401.11143", 2024, Room.Mixers,
             "Weights features by learned Gaussians around their mean, without queries or keys.",
-            "Accuracy over frozen encoders rises by up to about 20 %, for example from 61.7 to 80.6 on CIFAR-100 features."),
+            "Accuracy over frozen encoders rises by up to about 20 %, for example from 61.7 to 80.6 on CIFAR-100 features.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/GaussianAdaptiveAttention.cs",
+        },
         new("generalized-neighborhood-attention", "Generalized Neighborhood Attention: Multi-dimensional Sparse Attention at the Speed of Light", "2504.16922", 2025, Room.Masks,
             "Every query of a 1-, 2- or 3-D grid sees a box of keys; stride, dilation and causality per axis.",
             "Image and video generators run 28 to 46 % faster end to end without fine-tuning.")
@@ -90,10 +99,16 @@ public static class PaperCatalogue
             "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048."),
         new("mambaout", "MambaOut: Do We Really Need Mamba for Vision?", "2405.07992", 2024, Room.Mixers,
             "The Mamba block without its state-space model: a gated depth-wise convolution.",
-            "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T)."),
+            "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/GatedCnnBlock.cs",
+        },
         new("minimal-transformer", "Reducing the Transformer Architecture to a Minimum", "2410.13732", 2024, Room.Heads,
             "Removes the feed-forward part, merges query and key, drops value and output, to see what a small vision transformer needs.",
-            "Under 10 % of the parameters suffice with a slightly worse loss on MNIST and a better validation loss on CIFAR-10."),
+            "Under 10 % of the parameters suffice with a slightly worse loss on MNIST and a better validation loss on CIFAR-10.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/ReducedAttention.cs",
+        },
         new("moh", "MoH: Multi-Head Attention as Mixture-of-Head Attention", "2410.11842", 2024, Room.Heads,
             "A router gives each token its own few heads; shared heads are always on; the sum of heads is weighted.",
             "Using 50 to 90 % of the heads mostly gains: LLaMA3-8B continued with 75 % rises from 61.6 to 64.0 over 14 tasks."),
@@ -105,7 +120,10 @@ public static class PaperCatalogue
             $"Scanpaths are more plausible than those of other unsupervised models; wrong captions give random ones ({NoFigure})."),
         new("ninformer", "NiNformer: A Network in Network Transformer with Token Mixing Generated Gating Function", "2403.02411", 2024, Room.Mixers,
             "An inner MLP-Mixer writes the gate that multiplies each token.",
-            $"Better than ViT, MLP-Mixer and local ViT on CIFAR-10, CIFAR-100 and MNIST ({NoFigure})."),
+            $"Better than ViT, MLP-Mixer and local ViT on CIFAR-10, CIFAR-100 and MNIST ({NoFigure}).")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/MixerGatingUnit.cs",
+        },
         new("oat", "OAT: Object-Level Attention Transformer for Gaze Scanpath Prediction", "2407.13335", 2024, Room.Models,
             "Predicts the order in which objects of a scene are looked at; objects are tokens, positions are coded by distance.",
             $"Closer to human scanpaths than pixel-level models, also for unseen layouts and targets ({NoFigure})."),

@@ -9,19 +9,21 @@ public static class DepthwiseConvolution
     /// <param name="input"><c>[B, C, H, W]</c>, in either memory order: maps that lie channels-last (strides, as a permuted <c>[B, H, W, C]</c> has) stay so.</param>
     /// <param name="weight"><c>[C, 1, kh, kw]</c>, both odd.</param>
     /// <param name="bias"><c>[C]</c>; null: none.</param>
+    /// <param name="dilation">Distance of the taps, at least 1.</param>
     /// <returns><c>[B, C, H, W]</c>, in the memory order of the input.</returns>
     /// <exception cref="ArgumentException">Shapes do not fit, or a kernel side is even.</exception>
-    public static Tensor Apply(Tensor input, Tensor weight, Tensor? bias = null)
+    public static Tensor Apply(Tensor input, Tensor weight, Tensor? bias = null, int dilation = 1)
     {
         ArgumentNullException.ThrowIfNull(input);
         ArgumentNullException.ThrowIfNull(weight);
+        ArgumentOutOfRangeException.ThrowIfLessThan(dilation, 1);
         if (input.dim() != 4 || weight.dim() != 4 || weight.shape[0] != input.shape[1] || weight.shape[1] != 1 || weight.shape[2] % 2 == 0 || weight.shape[3] % 2 == 0)
         {
             throw new ArgumentException(
                 $"A depth-wise convolution takes maps [B, C, H, W] and filters [C, 1, odd, odd], not [{string.Join(", ", input.shape)}] and [{string.Join(", ", weight.shape)}].", nameof(weight));
         }
 
-        return nn.functional.conv2d(input, weight, bias, padding: [weight.shape[2] / 2, weight.shape[3] / 2], groups: weight.shape[0]);
+        return nn.functional.conv2d(input, weight, bias, padding: [weight.shape[2] / 2 * dilation, weight.shape[3] / 2 * dilation], dilation: [dilation, dilation], groups: weight.shape[0]);
     }
 
     /// <summary>Convolves sequences causally: position t sees t - k + 1 to t, zeros before the start. With gradients for all three tensors.</summary>

@@ -129,7 +129,10 @@ public static class PaperCatalogue
             $"Closer to human scanpaths than pixel-level models, also for unseen layouts and targets ({NoFigure})."),
         new("overlock", "OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels", "2502.20087", 2025, Room.Mixers,
             "An overview of the image steers, per position, the convolution kernels that look closely.",
-            "ImageNet top-1 of 84.2 with 5.5 GFLOPs, against 83.8 with 15.4 for ConvNeXt-B."),
+            "ImageNet top-1 of 84.2 with 5.5 GFLOPs, against 83.8 with 15.4 for ConvNeXt-B.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/ContMix.cs",
+        },
         new("psa", "PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation", "2512.04025", 2025, Room.Masks,
             "Each query block reads a key block in full, pooled by 2, 4 or 8, or not at all.",
             "CogVideoX-5B in 4 distilled steps at 85 % sparsity scores 0.826 on VBench; full attention in 50 steps has 0.819.")

@@ -96,6 +96,10 @@ public static class GoldenVerifier
         new NiNBlockOperation(),
         new NiNformerClassifierOperation(),
         new SubspaceAttentionOperation(),
+        new ContMixBlockOperation(),
+        new DilatedReparamOperation(),
+        new FocusBlockOperation(),
+        new OverLoCKOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

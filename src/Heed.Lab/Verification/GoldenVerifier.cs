@@ -70,6 +70,7 @@ public static class GoldenVerifier
         new VMambaOperation(),
         new AtrousSelectiveScanOperation(),
         new PlainMambaMixerOperation(),
+        new LocalVimMixerOperation(),
         new SelectiveScanOperation(),
         new SsdChunkScanOperation(),
         new MambaMixerOperation(),

@@ -178,7 +178,10 @@ public static class PaperCatalogue
             "LLaVA-1.5-7B gains without training: GQA from 62.0 to 63.5, VizWiz from 50.0 to 53.7."),
         new("visual-mamba", "A Survey on Visual Mamba", "2404.15956", 2024, Room.Mixers,
             "Selective scans over images: bidirectional, crossed, serpentine, windowed, atrous and zigzag orders.",
-            "The scan is linear in the number of tokens; among the surveyed, VMamba-T reaches 82.6 on ImageNet where Swin-T has 81.2."),
+            "The scan is linear in the number of tokens; among the surveyed, VMamba-T reaches 82.6 on ImageNet where Swin-T has 81.2.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/ScanOrder.cs",
+        },
         new("vl-sam", "Training-Free Open-Ended Object Detection and Segmentation via Attention as Prompts", "2410.05963", 2024, Room.Probes,
             "Follows the attention behind each object word of a vision-language model back to points that prompt a segmenter.",
             "Regularised attention flow is needed: 8.5 mAR on CODA, 10.1 with head weights, 2.2 for the plain map and 0.1 for plain flow."),

@@ -83,6 +83,7 @@ public static class GoldenVerifier
         new VMambaOperation(),
         new AtrousSelectiveScanOperation(),
         new PlainMambaMixerOperation(),
+        new LocalVimMixerOperation(),
         new SelectiveScanOperation(),
         new SsdChunkScanOperation(),
         new MambaMixerOperation(),

@@ -22,6 +22,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
     [
         BaselineModels.VisionTransformer,
         BaselineModels.MlpMixer,
+        ReducedModel.Entry,
         NiNformerModel.Entry,
     ];
 

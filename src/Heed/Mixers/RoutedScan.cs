@@ -8,7 +8,7 @@ namespace Heed.Mixers;
 /// <summary>A selective scan along several routes over a picture, each with projections, decay and skip of its own; what the routes say of a token is added up and normalised. The core of <see cref="SS2D"/> and of
 /// <see cref="AtrousSelectiveScan"/>. Parameter names are VMamba's: <c>x_proj_weight</c> <c>[K, R + 2 N, E]</c>, <c>dt_projs_weight</c> <c>[K, E, R]</c>, <c>dt_projs_bias</c> <c>[K, E]</c>, <c>A_logs</c>
 /// <c>[K E, N]</c>, <c>Ds</c> <c>[K E]</c>.</summary>
-/// <remarks>Maps that it hands to a <see cref="MapRecorder"/>: <c>scan</c>, the length of every route's response at every position, and <c>step</c>, the mean step of every route there.</remarks>
+/// <remarks>Maps that it hands to a <see cref="MapRecorder"/>: <c>response</c>, the length of every route's response at every position, and <c>step</c>, the mean step of every route there.</remarks>
 public abstract class RoutedScan : nn.Module<Tensor, Tensor>, IMapSource
 {
     // Seen by RegisterComponents of the modules that derive from this one.
@@ -32,11 +32,12 @@ public abstract class RoutedScan : nn.Module<Tensor, Tensor>, IMapSource
         ArgumentOutOfRangeException.ThrowIfLessThan(states, 1);
         (_pattern, Channels, _rank, _states) = (pattern, channels, rank, states);
         var routes = pattern.Routes;
-        x_proj_weight = Parameters.Make([routes, rank + (2 * states), channels], ScanParameters.FillProjection);
-        dt_projs_weight = Parameters.Make([routes, channels, rank], ScanParameters.FillStepWeight);
-        dt_projs_bias = Parameters.Make([routes, channels], ScanParameters.FillStepBias);
-        A_logs = ScanParameters.LogDecay(routes * channels, states);
-        Ds = ScanParameters.Skip(routes * channels);
+        x_proj_weight = Parameters.Make([routes, rank + (2 * states), channels], tensor => tensor.uniform_(-1 / Math.Sqrt(channels), 1 / Math.Sqrt(channels)));
+        dt_projs_weight = Parameters.Make([routes, channels, rank], null);
+        dt_projs_bias = Parameters.Make([routes, channels], null);
+        MambaBranch.FillStep(dt_projs_weight, dt_projs_bias);
+        A_logs = MambaBranch.NewLogA(routes * channels, states);
+        Ds = MambaBranch.NewSkip(routes * channels);
     }
 
     /// <summary>Number E of channels that are scanned.</summary>
@@ -75,9 +76,9 @@ public abstract class RoutedScan : nn.Module<Tensor, Tensor>, IMapSource
         }
 
         using var quiet = no_grad();
-        var labels = Enumerable.Range(0, order.Count).Select(route => $"{order.Name} route {route}").ToArray();
-        Recorder.Record(this, "scan", Picture(linalg.norm(response, dims: [2L], keepdim: true)), labels);
-        Recorder.Record(this, "step", Picture(nn.functional.softplus(steps + dt_projs_bias.unsqueeze(-1)).mean([2L], keepdim: true)), labels);
+        string[] Labels(string what) => [.. Enumerable.Range(0, order.Count).Select(route => $"{what}, {order.Name} route {route}")];
+        Recorder.Record(this, "response", Picture(linalg.norm(response, dims: [2L], keepdim: true)), Labels("response"));
+        Recorder.Record(this, "step", Picture(nn.functional.softplus(steps + dt_projs_bias.unsqueeze(-1)).mean([2L], keepdim: true)), Labels("step"));
 
         Tensor Picture(Tensor perPlace) => order.Restore(perPlace).reshape(perPlace.shape[0], order.Count, order.Height, order.Width);
     }

@@ -129,7 +129,10 @@ public static class PaperCatalogue
             $"Closer to human scanpaths than pixel-level models, also for unseen layouts and targets ({NoFigure})."),
         new("overlock", "OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels", "2502.20087", 2025, Room.Mixers,
             "An overview of the image steers, per position, the convolution kernels that look closely.",
-            "ImageNet top-1 of 84.2 with 5.5 GFLOPs, against 83.8 with 15.4 for ConvNeXt-B."),
+            "ImageNet top-1 of 84.2 with 5.5 GFLOPs, against 83.8 with 15.4 for ConvNeXt-B.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/ContMix.cs",
+        },
         new("psa", "PSA: Pyramid Sparse Attention for Efficient Video Understanding and Generation", "2512.04025", 2025, Room.Masks,
             "Each query block reads a key block in full, pooled by 2, 4 or 8, or not at all.",
             "CogVideoX-5B in 4 distilled steps at 85 % sparsity scores 0.826 on VBench; full attention in 50 steps has 0.819.")
@@ -175,7 +178,10 @@ public static class PaperCatalogue
             "LLaVA-1.5-7B gains without training: GQA from 62.0 to 63.5, VizWiz from 50.0 to 53.7."),
         new("visual-mamba", "A Survey on Visual Mamba", "2404.15956", 2024, Room.Mixers,
             "Selective scans over images: bidirectional, crossed, serpentine, windowed, atrous and zigzag orders.",
-            "The scan is linear in the number of tokens; among the surveyed, VMamba-T reaches 82.6 on ImageNet where Swin-T has 81.2."),
+            "The scan is linear in the number of tokens; among the surveyed, VMamba-T reaches 82.6 on ImageNet where Swin-T has 81.2.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Mixers/ScanOrder.cs",
+        },
         new("vl-sam", "Training-Free Open-Ended Object Detection and Segmentation via Attention as Prompts", "2410.05963", 2024, Room.Probes,
             "Follows the attention behind each object word of a vision-language model back to points that prompt a segmenter.",
             "Regularised attention flow is needed: 8.5 mAR on CODA, 10.1 with head weights, 2.2 for the plain map and 0.1 for plain flow."),

@@ -20,6 +20,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
     /// <summary>All models.</summary>
     public static IReadOnlyList<ImageModel> All { get; } =
     [
+        BaselineModels.VisionTransformer,
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
         NiNformerModel.Entry,

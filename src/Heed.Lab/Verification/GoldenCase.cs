@@ -101,10 +101,18 @@ public sealed class GoldenCase : IDisposable
     /// <summary>A text of the configuration.</summary>
     public string Text(string key, string? absent = null) => absent is not null && !HasOption(key) ? absent : Member(key, JsonValueKind.String).GetString()!;
 
+    /// <summary>Texts of the configuration.</summary>
+    public string[] Texts(string key) => [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(element =>
+        element.ValueKind == JsonValueKind.String ? element.GetString()! : throw new InvalidDataException($"The case's {key} holds {element}; texts were expected."))];
+
     /// <summary>Numbers of the configuration; a single number counts as a list of one.</summary>
     public double[] Numbers(string key) => Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number
         ? [member.GetDouble()]
         : [.. member.EnumerateArray().Select(element => element.GetDouble())];
+
+    /// <summary>Numbers of the configuration, any of which may be null.</summary>
+    public double?[] NumbersOrNull(string key) =>
+        [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(element => element.ValueKind == JsonValueKind.Null ? (double?)null : element.GetDouble())];
 
     /// <summary>Rows of numbers of the configuration.</summary>
     public double[][] NumberRows(string key) =>

@@ -83,6 +83,7 @@ public static class GoldenVerifier
         new VMambaOperation(),
         new AtrousSelectiveScanOperation(),
         new PlainMambaMixerOperation(),
+        new LocalVimMixerOperation(),
         new SelectiveScanOperation(),
         new SsdChunkScanOperation(),
         new MambaMixerOperation(),
@@ -96,6 +97,10 @@ public static class GoldenVerifier
         new NiNBlockOperation(),
         new NiNformerClassifierOperation(),
         new SubspaceAttentionOperation(),
+        new ContMixBlockOperation(),
+        new DilatedReparamOperation(),
+        new FocusBlockOperation(),
+        new OverLoCKOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -20,7 +20,7 @@ public sealed class AtrousSelectiveScan : RoutedScan
     public AtrousSelectiveScan(int channels, int states = 16, int stepRank = 0, int step = 2)
         : base(
             nameof(AtrousSelectiveScan), step == 2 ? ScanPattern.Atrous : throw new ArgumentException($"Four atrous sequences cover every token at a step of 2 only, not {step}: use a step of 2.", nameof(step)), channels,
-            stepRank > 0 ? stepRank : ScanParameters.StepRank(channels), states)
+            stepRank > 0 ? stepRank : MambaBranch.DefaultStepRank(channels), states)
     {
         out_norm = nn.LayerNorm(channels);
         RegisterComponents();

@@ -80,21 +80,16 @@ public sealed class PlainMambaMixer : nn.Module<Tensor, Tensor>, IMapSource
                 $"PlainMamba needs a width, channels and states of at least 1 and a convolution with an odd side, not {options.Width}, {_channels}, {options.States} and {options.Convolution}.", nameof(options));
         }
 
-        _rank = options.StepRank > 0 ? options.StepRank : ScanParameters.StepRank(options.Width);
+        _rank = options.StepRank > 0 ? options.StepRank : MambaBranch.DefaultStepRank(options.Width);
         _order = ScanOrder.Continuous(options.GridHeight, options.GridWidth);
         _directions = [.. Enumerable.Range(0, _order.Count).SelectMany(route => _order.Directions(route)).Select(direction => (long)direction)];
         in_proj = nn.Linear(options.Width, 2 * _channels, options.Bias);
         conv2d = nn.Conv2d(_channels, _channels, options.Convolution, padding: options.Convolution / 2, groups: _channels, bias: options.ConvolutionBias);
         x_proj = nn.Linear(_channels, _rank + (2 * options.States), hasBias: false);
-        dt_proj = nn.Linear(_rank, _channels);
-        using (no_grad())
-        {
-            ScanParameters.FillStepWeight(dt_proj.weight);
-            ScanParameters.FillStepBias(dt_proj.bias!);
-        }
+        dt_proj = MambaBranch.NewStep(_rank, _channels);
 
-        A_log = ScanParameters.LogDecay(_channels, options.States);
-        D = ScanParameters.Skip(_channels);
+        A_log = MambaBranch.NewLogA(_channels, options.States);
+        D = MambaBranch.NewSkip(_channels);
         out_proj = nn.Linear(_channels, options.Width, options.Bias);
         direction_Bs = Parameters.Make([DirectionTerms, options.States], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
         gamma = options.LayerScale is { } scale ? Parameters.Make([options.Width], tensor => tensor.fill_(scale)) : null;

@@ -32,11 +32,12 @@ public abstract class RoutedScan : nn.Module<Tensor, Tensor>, IMapSource
         ArgumentOutOfRangeException.ThrowIfLessThan(states, 1);
         (_pattern, Channels, _rank, _states) = (pattern, channels, rank, states);
         var routes = pattern.Routes;
-        x_proj_weight = Parameters.Make([routes, rank + (2 * states), channels], ScanParameters.FillProjection);
-        dt_projs_weight = Parameters.Make([routes, channels, rank], ScanParameters.FillStepWeight);
-        dt_projs_bias = Parameters.Make([routes, channels], ScanParameters.FillStepBias);
-        A_logs = ScanParameters.LogDecay(routes * channels, states);
-        Ds = ScanParameters.Skip(routes * channels);
+        x_proj_weight = Parameters.Make([routes, rank + (2 * states), channels], tensor => tensor.uniform_(-1 / Math.Sqrt(channels), 1 / Math.Sqrt(channels)));
+        dt_projs_weight = Parameters.Make([routes, channels, rank], null);
+        dt_projs_bias = Parameters.Make([routes, channels], null);
+        MambaBranch.FillStep(dt_projs_weight, dt_projs_bias);
+        A_logs = MambaBranch.NewLogA(routes * channels, states);
+        Ds = MambaBranch.NewSkip(routes * channels);
     }
 
     /// <summary>Number E of channels that are scanned.</summary>

@@ -135,7 +135,7 @@ public sealed class SS2D : RoutedScan
     public SS2D(SS2DOptions options)
         : base(
             nameof(SS2D), (options ?? throw new ArgumentNullException(nameof(options))).Pattern, (int)(options.Expand * options.Width),
-            options.StepRank > 0 ? options.StepRank : ScanParameters.StepRank(options.Width), options.States)
+            options.StepRank > 0 ? options.StepRank : MambaBranch.DefaultStepRank(options.Width), options.States)
     {
         if (options.Convolution > 1 && options.Convolution % 2 == 0)
         {

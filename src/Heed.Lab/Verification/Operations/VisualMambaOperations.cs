@@ -189,6 +189,33 @@ internal sealed class PlainMambaMixerOperation : GoldenOperation
     }
 }
 
+/// <summary>LocalMamba's mixer.</summary>
+internal sealed class LocalVimMixerOperation : GoldenOperation
+{
+    public override string Name => "visual-mamba/LocalVimMixer";
+
+    public override void Run(GoldenRun run)
+    {
+        var golden = run.Case;
+        var (height, width) = (golden.Integer("height"), golden.Integer("width"));
+        var module = new LocalVimMixer(
+            new()
+            {
+                Width = golden.Integer("d_model"),
+                States = golden.Integer("d_state", 16),
+                Kernel = golden.Integer("d_conv", 4),
+                Expand = golden.Number("expand", 2),
+                StepRank = VisualMambaCases.StepRank(golden, "dt_rank"),
+                Bias = golden.Flag("bias", false),
+                ConvolutionBias = golden.Flag("conv_bias", true),
+                Grid = new(height, width) { Others = golden.Flag("use_middle_cls_token", false) ? [height * width / 2] : [] },
+            },
+            golden.Texts("directions"));
+        VisualMambaCases.Load(run, module);
+        run.Output("y", module.forward(run.Input("x")));
+    }
+}
+
 /// <summary>What the cases of the survey's systems share.</summary>
 internal static class VisualMambaCases
 {

@@ -77,6 +77,10 @@ public sealed record VimOptions
     /// <summary>Whether learned positions are added to the tokens, class tokens included.</summary>
     public bool Positions { get; init; } = true;
 
+    /// <summary>Whether tokens are turned by rotary positions, half of their pairs by the row and half by the column, before every block, and the residual with them (<c>if_rope</c>, <c>if_rope_residual</c>).
+    /// Only without class token, and for widths that are multiples of 4.</summary>
+    public bool Rotary { get; init; }
+
     /// <summary>Where the class token stands.</summary>
     public ClassTokenPlace ClassToken { get; init; } = ClassTokenPlace.Middle;
 
@@ -109,7 +113,7 @@ public sealed record VimOptions
 }
 
 /// <summary>Vision Mamba (arXiv 2401.09417): patches, a class token in their middle, learned positions, and a stack of bidirectional <see cref="VimMixer"/>s, each behind a norm. Parameter names are those of hustvl/Vim.
-/// Left out of the authors' code: rotary positions, flipped or shuffled sequences and layers that alternate in direction, none of which a published model uses.</summary>
+/// Left out of the authors' code: flipped or shuffled sequences and layers that alternate in direction, none of which a published model uses.</summary>
 public sealed class Vim : ImageClassifier
 {
     private readonly VimOptions _options;
@@ -122,11 +126,18 @@ public sealed class Vim : ImageClassifier
     private readonly nn.Module<Tensor, Tensor> norm_f;
     private readonly Linear head;
     private readonly DropPath _drop;
+    private readonly GridRotation? _rotation;
 
     /// <summary>Makes a model with fresh weights.</summary>
     /// <param name="options">Its shape.</param>
-    /// <exception cref="ArgumentException">A size is not positive, the picture does not divide into patches, or the pool cannot be read beside a class token.</exception>
+    /// <exception cref="ArgumentException">A size is not positive, the picture does not divide into patches, or the pool or rotary positions do not go with a class token.</exception>
     public Vim(VimOptions options)
+        : this(options, _ => DefaultMixer(options))
+    {
+    }
+
+    /// <summary>A model with other mixers between the same parts.</summary>
+    internal Vim(VimOptions options, Func<int, nn.Module<Tensor, Tensor>> mixer)
         : base(nameof(Vim), (options ?? throw new ArgumentNullException(nameof(options))).Channels, options.Classes)
     {
         if (options.PatchSize < 1 || options.Stride < 0 || options.ImageSize < options.PatchSize || (options.Step == options.PatchSize && options.ImageSize % options.PatchSize != 0) || options.Width < 1 || options.Depth < 1)
@@ -141,7 +152,13 @@ public sealed class Vim : ImageClassifier
             throw new ArgumentException($"The pool {options.Pool} reads every token, and with a class token the head reads that one only: leave one of the two out.", nameof(options));
         }
 
+        if (options.Rotary && (options.ClassToken != ClassTokenPlace.None || options.Width % 4 != 0))
+        {
+            throw new ArgumentException($"Rotary positions turn tokens whose width is a multiple of 4, without class token, not a width of {options.Width} with the class token {options.ClassToken}.", nameof(options));
+        }
+
         _options = options;
+        _rotation = options.Rotary ? new(options.Grid, options.Width) : null;
         static Parameter Token(long count, long width) => Parameters.Make([1, count, width], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
         patch_embed = new(options.Channels, options.Width, options.PatchSize, options.Step);
         if (options.ClassToken == ClassTokenPlace.BothEnds)
@@ -156,7 +173,7 @@ public sealed class Vim : ImageClassifier
         pos_embed = options.Positions ? Token((options.Grid * options.Grid) + options.ClassTokens.Length, options.Width) : null;
         // The first branch is dropped by the second block, where it joins the residual; the last one at the end.
         var drops = Layers.DropPath.Schedule(options.DropPath, options.Depth);
-        layers = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer => new VimBlock(options, layer == 0 ? 0 : drops[layer - 1]))]);
+        layers = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer => new VimBlock(options, mixer(layer), layer == 0 ? 0 : drops[layer - 1]))]);
         _drop = new(options.DropPath);
         norm_f = VimBlock.Norm(options);
         head = nn.Linear(options.Width, options.Classes);
@@ -237,12 +254,35 @@ public sealed class Vim : ImageClassifier
 
         hidden = pos_embed is null ? hidden : hidden + pos_embed;
         Tensor? residual = null;
+        var turn = _rotation?.Tables(hidden);
         foreach (var layer in layers)
         {
+            if (turn is { } tables)
+            {
+                (hidden, residual) = (tables.Apply(hidden), residual is null ? null : tables.Apply(residual));
+            }
+
             (hidden, residual) = layer.forward(hidden, residual);
         }
 
         return norm_f.forward(residual! + _drop.forward(hidden));
+    }
+
+    /// <summary>Knows that checkpoints may hold tables of rotary positions, which the model computes.</summary>
+    /// <inheritdoc/>
+    public override string? NameOf(string stored)
+    {
+        ArgumentNullException.ThrowIfNull(stored);
+        return stored.StartsWith("rope.", StringComparison.Ordinal) ? null : stored;
+    }
+
+    private static VimMixer DefaultMixer(VimOptions options)
+    {
+        var mixer = new VimMixer(
+            new() { Width = options.Width, States = options.States, Grid = new(options.Grid, options.Grid) { Others = options.ClassTokens } },
+            options.Backward, options.DivideOutput, options.LayerScale);
+        mixer.ScaleOutput(1 / Math.Sqrt(options.Depth));
+        return mixer;
     }
 
     private void InitializePatches()
@@ -269,24 +309,21 @@ public sealed class Vim : ImageClassifier
 /// <summary>A block of a <see cref="Vim"/>: add, norm, mix. The residual travels beside the mixer's output and takes it up in the next block.</summary>
 public sealed class VimBlock : nn.Module<Tensor, Tensor?, (Tensor Hidden, Tensor Residual)>
 {
-    private readonly VimMixer mixer;
+    private readonly nn.Module<Tensor, Tensor> mixer;
     private readonly nn.Module<Tensor, Tensor> norm;
     private readonly DropPath _drop;
 
-    internal VimBlock(VimOptions options, double dropPath)
+    internal VimBlock(VimOptions options, nn.Module<Tensor, Tensor> mixer, double dropPath)
         : base(nameof(VimBlock))
     {
-        mixer = new(
-            new() { Width = options.Width, States = options.States, Grid = new(options.Grid, options.Grid) { Others = options.ClassTokens } },
-            options.Backward, options.DivideOutput, options.LayerScale);
-        mixer.ScaleOutput(1 / Math.Sqrt(options.Depth));
+        this.mixer = mixer;
         norm = Norm(options);
         _drop = new(dropPath);
         RegisterComponents();
     }
 
     /// <summary>The mixer.</summary>
-    public VimMixer Mixer => mixer;
+    public nn.Module<Tensor, Tensor> Mixer => mixer;
 
     /// <summary>Computes the block.</summary>
     /// <param name="hidden">What the block before mixed, <c>[B, N, C]</c>.</param>
@@ -308,5 +345,42 @@ public sealed class VimBlock : nn.Module<Tensor, Tensor?, (Tensor Hidden, Tensor
         var norm = nn.LayerNorm(options.Width, options.NormEpsilon);
         Parameters.Keep(norm);
         return norm;
+    }
+}
+
+/// <summary>Rotary positions of a grid over whole tokens (arXiv 2104.09864, over two axes as EVA-02 has them, 2303.11331): neighbouring channels turn together, the first half of them by the row, the second by the column.</summary>
+internal sealed class GridRotation(int grid, int width)
+{
+    // The published models were trained on this many positions along a side; larger grids are squeezed into them.
+    private const int TrainedGrid = 14;
+    private const double Base = 10000;
+
+    /// <summary>The tables for tokens like these, in the scope of the caller.</summary>
+    public GridRotationTables Tables(Tensor like)
+    {
+        var pairs = width / 4;
+        var angles = new double[grid * grid, width];
+        for (var token = 0; token < grid * grid; token++)
+        {
+            for (var channel = 0; channel < width; channel++)
+            {
+                var (axis, pair) = (channel / (2 * pairs) == 0 ? token / grid : token % grid, channel % (2 * pairs) / 2);
+                angles[token, channel] = (double)axis / grid * TrainedGrid * Math.Pow(Base, -(double)pair / pairs);
+            }
+        }
+
+        var table = tensor(angles);
+        return new(table.cos().to(like.dtype, like.device), table.sin().to(like.dtype, like.device));
+    }
+}
+
+/// <summary>Cosines and sines <c>[N, width]</c>.</summary>
+internal readonly record struct GridRotationTables(Tensor Cosine, Tensor Sine)
+{
+    public Tensor Apply(Tensor tokens)
+    {
+        var pairs = tokens.unflatten(-1, [tokens.shape[^1] / 2, 2]);
+        var turned = stack([pairs.select(-1, 1).neg(), pairs.select(-1, 0)], -1).flatten(-2);
+        return (tokens * Cosine) + (turned * Sine);
     }
 }

@@ -40,16 +40,22 @@ internal readonly record struct MambaBranch(Conv1d Convolution, Linear Maps, Lin
     public static Linear NewStep(int rank, int channels)
     {
         var step = nn.Linear(rank, channels);
+        FillStep(step.weight!, step.bias!);
+        return step;
+    }
+
+    /// <summary>Fills weights <c>[..., E, R]</c> and biases <c>[..., E]</c> of a projection of the steps as <see cref="NewStep"/> says.</summary>
+    public static void FillStep(Tensor weight, Tensor bias)
+    {
         using var scope = NewDisposeScope();
         using var still = no_grad();
-        var bound = 1 / Math.Sqrt(rank);
-        nn.init.uniform_(step.weight, -bound, bound);
+        var bound = 1 / Math.Sqrt(weight.shape[^1]);
+        nn.init.uniform_(weight, -bound, bound);
         using Scalar range = Math.Log(MostStep) - Math.Log(LeastStep);
         using Scalar least = Math.Log(LeastStep);
         using Scalar floor = StepFloor;
-        var steps = ((rand(channels) * range) + least).exp().clamp(floor);
-        step.bias!.copy_(steps + (-(-steps).expm1()).log());
-        return step;
+        var steps = ((rand(bias.shape) * range) + least).exp().clamp(floor);
+        bias.copy_(steps + (-(-steps).expm1()).log());
     }
 
     /// <summary>Computes the output of the direction.</summary>

@@ -25,7 +25,7 @@ public sealed class FashionRecipe : TaskRecipe<ImageClassifier>
     public override IReadOnlyList<RecipeModel> Models => [.. ImageModel.All.Select(model => new RecipeModel(model.Name, model.Usage, model.Summary, model.Slug))];
 
     /// <inheritdoc/>
-    protected override string DefaultChoice => "mlp-mixer";
+    protected override string DefaultChoice => "vit";
 
     /// <inheritdoc/>
     protected override long DefaultSteps => 1500;

@@ -110,6 +110,10 @@ public sealed class GoldenCase : IDisposable
         ? [member.GetDouble()]
         : [.. member.EnumerateArray().Select(element => element.GetDouble())];
 
+    /// <summary>Numbers of the configuration, any of which may be null.</summary>
+    public double?[] NumbersOrNull(string key) =>
+        [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(element => element.ValueKind == JsonValueKind.Null ? (double?)null : element.GetDouble())];
+
     /// <summary>Rows of numbers of the configuration.</summary>
     public double[][] NumberRows(string key) =>
         [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(row => row.EnumerateArray().Select(element => element.GetDouble()).ToArray())];

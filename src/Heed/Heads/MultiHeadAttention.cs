@@ -284,7 +284,7 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
     }
 
     // Queries, keys and values as [B, N, H, D].
-    private (Tensor Query, Tensor Key, Tensor Value) Project(Tensor input, Tensor? context)
+    private protected (Tensor Query, Tensor Key, Tensor Value) Project(Tensor input, Tensor? context)
     {
         var heads = Options.Heads;
         if (_fused is not null)

@@ -210,7 +210,7 @@ public sealed class ScanOrder
     {
         CheckSides(side, side);
         // The curve's first axis is the row here: its token x + side * y stands at row x.
-        var walk = GilbertCurve.Order(side, side, 1).Order;
+        var walk = GilbertCurve.PlaneOrder(side, side).Order;
         var grid = new long[side, side];
         for (var rank = 0; rank < walk.Length; rank++)
         {

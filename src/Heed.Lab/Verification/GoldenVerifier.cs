@@ -101,6 +101,12 @@ public static class GoldenVerifier
         new DilatedReparamOperation(),
         new FocusBlockOperation(),
         new OverLoCKOperation(),
+        new MoHAttention(),
+        new MoHLlamaAttention(),
+        new TransNeXtAttentionOperation(),
+        new TransNeXtAggregatedAttention(),
+        new TransNeXtBlockOperation(),
+        new MoHDiT(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -177,14 +177,19 @@ public sealed class VisionTransformerBlock : nn.Module<Tensor, Tensor>
     private readonly DropPath _drop;
 
     internal VisionTransformerBlock(VisionTransformerOptions options, nn.Module<Tensor, Tensor> mixer, double dropPath)
+        : this(options.Width, options.FeedForwardRatio, options.NormEpsilon, mixer, dropPath)
+    {
+    }
+
+    internal VisionTransformerBlock(int width, double feedForwardRatio, double normEpsilon, nn.Module<Tensor, Tensor> mixer, double dropPath)
         : base(nameof(VisionTransformerBlock))
     {
-        norm1 = nn.LayerNorm(options.Width, options.NormEpsilon);
+        norm1 = nn.LayerNorm(width, normEpsilon);
         attn = mixer;
-        if (options.FeedForwardRatio > 0)
+        if (feedForwardRatio > 0)
         {
-            norm2 = nn.LayerNorm(options.Width, options.NormEpsilon);
-            mlp = new(options.Width, (long)(options.Width * options.FeedForwardRatio));
+            norm2 = nn.LayerNorm(width, normEpsilon);
+            mlp = new(width, (long)(width * feedForwardRatio));
             Parameters.InitializeTruncatedNormal(mlp, false);
         }
 

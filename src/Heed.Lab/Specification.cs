@@ -72,6 +72,32 @@ public sealed class Specification
             : throw new ArgumentException($"{option} of '{Name}' is a number, not '{text}'.");
     }
 
+    /// <summary>One of some words.</summary>
+    /// <exception cref="ArgumentException">The value is none of them.</exception>
+    public T Choice<T>(string option, T fallback, params ReadOnlySpan<(string Word, T Value)> choices)
+    {
+        if (Text(option) is not { } text)
+        {
+            return fallback;
+        }
+
+        foreach (var (word, value) in choices)
+        {
+            if (word == text)
+            {
+                return value;
+            }
+        }
+
+        var words = new List<string>();
+        foreach (var (word, _) in choices)
+        {
+            words.Add(word);
+        }
+
+        throw new ArgumentException($"{option} of '{Name}' is {string.Join(", ", words[..^1])} or {words[^1]}, not '{text}'.");
+    }
+
     /// <summary>A text; null where it is not given.</summary>
     public string? Text(string option)
     {

@@ -20,8 +20,10 @@ internal static class TrainCommand
         var resume = new Option<bool>("--resume") { Description = "Go on with a run that was stopped." };
         var text = new Option<string?>("--text") { Description = "Train on this UTF-8 text instead of the recipe's own.", HelpName = "FILE" };
         var attention = new Option<string?>("--attention") { Description = "Train with this attention in place of the recipe's own.", HelpName = "NAME[:option=value,...]" };
+        var model = new Option<string?>("--model") { Description = "The model to train, where the recipe lets one choose; without a recipe they are listed.", HelpName = "NAME[:option=value,...]" };
+        var data = new Option<string?>("--data") { Description = "Folder of the recipe's data; the default is where its Debian package puts them.", HelpName = "FOLDER" };
         var json = CommandExtensions.JsonOption();
-        var command = new Command("train", "Train a model by one of Heed's recipes, with a progress bar and checkpoints.") { name, output, steps, minutes, seed, threads, resume, text, attention, json };
+        var command = new Command("train", "Train a model by one of Heed's recipes, with a progress bar and checkpoints.") { name, output, steps, minutes, seed, threads, resume, text, attention, model, data, json };
         command.Validators.Add(result =>
         {
             if (result.GetResult(steps) is not null && result.GetResult(minutes) is not null)
@@ -42,7 +44,7 @@ internal static class TrainCommand
             {
                 Output = result.GetValue(output) ?? recipe.DefaultOutput, Steps = result.GetResult(steps) is null ? null : result.GetValue(steps),
                 Minutes = result.GetResult(minutes) is null ? null : result.GetValue(minutes), Seed = result.GetValue(seed),
-                Threads = result.GetValue(threads), Resume = result.GetValue(resume), Attention = result.GetValue(attention), TextFile = result.GetValue(text),
+                Threads = result.GetValue(threads), Resume = result.GetValue(resume), Attention = result.GetValue(attention), TextFile = result.GetValue(text), Model = result.GetValue(model), DataFolder = result.GetValue(data),
             };
             RecipeResult trained;
             try
@@ -75,13 +77,18 @@ internal static class TrainCommand
     {
         if (json)
         {
-            terminal.WriteJson(TrainingRecipe.All.Select(recipe => new { recipe.Name, recipe.Summary }));
+            terminal.WriteJson(TrainingRecipe.All.Select(recipe => new { recipe.Name, recipe.Summary, Models = recipe.Models.Select(model => new { model.Name, model.Usage, model.Summary, Paper = model.Slug }) }));
             return;
         }
 
         foreach (var recipe in TrainingRecipe.All)
         {
             terminal.Out.WriteLine($"{recipe.Name}  {recipe.Summary}");
+            foreach (var model in recipe.Models)
+            {
+                terminal.Out.WriteLine($"    --model {model.Usage}");
+                terminal.Out.WriteLine($"        {model.Summary}{(model.Slug is null ? "" : $" ({model.Slug})")}");
+            }
         }
     }
 

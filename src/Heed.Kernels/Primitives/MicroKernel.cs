@@ -38,6 +38,24 @@ internal readonly struct Four : IConstant
     public static int Value => 4;
 }
 
+/// <summary>5.</summary>
+internal readonly struct Five : IConstant
+{
+    public static int Value => 5;
+}
+
+/// <summary>6.</summary>
+internal readonly struct Six : IConstant
+{
+    public static int Value => 6;
+}
+
+/// <summary>7.</summary>
+internal readonly struct Seven : IConstant
+{
+    public static int Value => 7;
+}
+
 /// <summary>How the left operand of a register tile lies in memory, in floats; constants, so that its six rows are one register and six displacements.</summary>
 internal interface ITileLayout
 {

@@ -1,3 +1,4 @@
+using Heed.Lab.Images.Models;
 using Heed.Models.Images;
 
 namespace Heed.Lab.Images;
@@ -19,6 +20,10 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
     /// <summary>All models.</summary>
     public static IReadOnlyList<ImageModel> All { get; } =
     [
+        BaselineModels.VisionTransformer,
+        BaselineModels.MlpMixer,
+        ReducedModel.Entry,
+        NiNformerModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

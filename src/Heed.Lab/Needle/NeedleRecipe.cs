@@ -4,7 +4,7 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Needle;
 
 /// <summary>Trains a <see cref="NeedleModel"/>: whether routing by anchors is learned.</summary>
-public sealed class NeedleRecipe : GeneratedTaskRecipe<NeedleModel>
+public sealed class NeedleRecipe : TaskRecipe<NeedleModel>
 {
     /// <summary>Texts that accuracy is measured on.</summary>
     internal const int HeldOut = 512;
@@ -26,7 +26,7 @@ public sealed class NeedleRecipe : GeneratedTaskRecipe<NeedleModel>
     public override string ValidationUnit => "of the questions answered";
 
     /// <inheritdoc/>
-    protected override string DefaultAttention => "superlinear";
+    protected override string DefaultChoice => "superlinear";
 
     /// <inheritdoc/>
     protected override long DefaultSteps => 450;
@@ -35,10 +35,10 @@ public sealed class NeedleRecipe : GeneratedTaskRecipe<NeedleModel>
     protected override string Measure => "share of questions answered";
 
     /// <inheritdoc/>
-    protected override NeedleModel Create(string attention, int seed) => NeedleModel.Create(attention, seed);
+    protected override NeedleModel Create(string choice, int seed) => NeedleModel.Create(choice, seed);
 
     /// <inheritdoc/>
-    protected override TrainingLoop LoopOf(NeedleModel model, string attention, int seed, long steps, string? checkpoint) => Loop(model, s_task, attention, seed, steps, checkpoint);
+    protected override TrainingLoop LoopOf(NeedleModel model, string choice, int seed, long steps, string? checkpoint) => Loop(model, s_task, choice, seed, steps, checkpoint);
 
     /// <inheritdoc/>
     protected override IReadOnlyList<(string Name, double Value)> Measures(NeedleModel model, TrainingHistory history)

@@ -3,7 +3,7 @@ using Heed.Lab.Training;
 namespace Heed.Lab.Recall;
 
 /// <summary>Trains a <see cref="RecallModel"/> with a chosen attention: what a mechanism can remember, in a minute.</summary>
-public sealed class RecallRecipe : GeneratedTaskRecipe<RecallModel>
+public sealed class RecallRecipe : TaskRecipe<RecallModel>
 {
     private const string Attention = "dma:form=exp,w=16";
     private const int TextsPerStep = 32;
@@ -20,7 +20,7 @@ public sealed class RecallRecipe : GeneratedTaskRecipe<RecallModel>
     public override string ValidationUnit => "of the questions answered";
 
     /// <inheritdoc/>
-    protected override string DefaultAttention => Attention;
+    protected override string DefaultChoice => Attention;
 
     /// <inheritdoc/>
     protected override long DefaultSteps => 1000;
@@ -32,10 +32,10 @@ public sealed class RecallRecipe : GeneratedTaskRecipe<RecallModel>
     protected override int DefaultThreads => 1;
 
     /// <inheritdoc/>
-    protected override RecallModel Create(string attention, int seed) => new(s_task, attention, seed);
+    protected override RecallModel Create(string choice, int seed) => new(s_task, choice, seed);
 
     /// <inheritdoc/>
-    protected override TrainingLoop LoopOf(RecallModel model, string attention, int seed, long steps, string? checkpoint) => Loop(model, s_task, attention, seed, steps, checkpoint);
+    protected override TrainingLoop LoopOf(RecallModel model, string choice, int seed, long steps, string? checkpoint) => Loop(model, s_task, choice, seed, steps, checkpoint);
 
     /// <inheritdoc/>
     protected override IReadOnlyList<(string Name, double Value)> Measures(RecallModel model, TrainingHistory history)

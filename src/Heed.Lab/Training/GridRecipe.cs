@@ -3,7 +3,7 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Training;
 
 /// <summary>A small transformer on a grid that takes noise off striped textures, with full attention or with neighborhood attention (arXiv 2504.16922) of any window, stride and dilation.</summary>
-internal sealed class GridRecipe : GeneratedTaskRecipe<GridDenoiser>
+internal sealed class GridRecipe : TaskRecipe<GridDenoiser>
 {
     /// <inheritdoc/>
     public override string Name => "grid";
@@ -18,7 +18,7 @@ internal sealed class GridRecipe : GeneratedTaskRecipe<GridDenoiser>
     public override string ItemName => "pictures";
 
     /// <inheritdoc/>
-    protected override string DefaultAttention => "full";
+    protected override string DefaultChoice => "full";
 
     /// <inheritdoc/>
     protected override long DefaultSteps => 600;
@@ -27,14 +27,14 @@ internal sealed class GridRecipe : GeneratedTaskRecipe<GridDenoiser>
     protected override string Measure => "held-out PSNR, dB";
 
     /// <inheritdoc/>
-    protected override GridDenoiser Create(string attention, int seed)
+    protected override GridDenoiser Create(string choice, int seed)
     {
         manual_seed(seed);
-        return new(attention);
+        return new(choice);
     }
 
     /// <inheritdoc/>
-    protected override TrainingLoop LoopOf(GridDenoiser model, string attention, int seed, long steps, string? checkpoint) => GridTraining.Loop(model, attention, steps, seed, checkpoint);
+    protected override TrainingLoop LoopOf(GridDenoiser model, string choice, int seed, long steps, string? checkpoint) => GridTraining.Loop(model, choice, steps, seed, checkpoint);
 
     /// <inheritdoc/>
     protected override IReadOnlyList<(string Name, double Value)> Measures(GridDenoiser model, TrainingHistory history)

@@ -44,6 +44,12 @@ public sealed class ReaderRecipe : TrainingRecipe
     /// <inheritdoc/>
     public override RecipeResult Run(RecipeOptions options, Action<string> notice, Action<TrainingProgress> progress, CancellationToken cancellation)
     {
+        RefuseModel(options);
+        if (options.DataFolder is not null)
+        {
+            throw new ArgumentException("The recipe reader reads no data from a folder: give a text with --text FILE.");
+        }
+
         var folder = options.Output;
         var checkpoint = CheckpointOf(folder);
         if (File.Exists(checkpoint) && !options.Resume)

@@ -1,3 +1,4 @@
+using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
 using Heed.Lab.Videos;
@@ -28,6 +29,12 @@ public sealed record RecipeOptions
     /// <summary>The attention to train with, as <c>NAME:option=value,...</c>; null: the recipe's own.</summary>
     public string? Attention { get; init; }
 
+    /// <summary>The model to train, as <c>NAME:option=value,...</c>, where the recipe lets one choose; null: the recipe's own.</summary>
+    public string? Model { get; init; }
+
+    /// <summary>Folder of the recipe's data, where it reads data from a folder; null: where its package puts them.</summary>
+    public string? DataFolder { get; init; }
+
     /// <summary>Text to train on instead of the recipe's own data; null: the recipe's own.</summary>
     public string? TextFile { get; init; }
 }
@@ -36,6 +43,13 @@ public sealed record RecipeOptions
 /// <param name="Files">The files written, in order of importance.</param>
 /// <param name="Measures">What was measured at the end, by name.</param>
 public sealed record RecipeResult(IReadOnlyList<string> Files, IReadOnlyList<(string Name, string Value)> Measures);
+
+/// <summary>A model that a recipe can train.</summary>
+/// <param name="Name">Name on the command line.</param>
+/// <param name="Usage">How to write it, with every option and its default.</param>
+/// <param name="Summary">What it is, in one line.</param>
+/// <param name="Slug">Its paper; null where it is a baseline.</param>
+public sealed record RecipeModel(string Name, string Usage, string Summary, string? Slug);
 
 /// <summary>Something that <c>heed train</c> can train: data, model, plan and what is shipped at the end.</summary>
 public abstract class TrainingRecipe
@@ -48,6 +62,7 @@ public abstract class TrainingRecipe
         new RecallRecipe(),
         new NeedleRecipe(),
         new VideoRecipe(),
+        new FashionRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>
@@ -65,6 +80,9 @@ public abstract class TrainingRecipe
     /// <summary>Where the result goes if nobody says otherwise.</summary>
     public virtual string DefaultOutput => Path.Combine("models", Name);
 
+    /// <summary>The models among which <see cref="RecipeOptions.Model"/> chooses; empty: the recipe has a model of its own.</summary>
+    public virtual IReadOnlyList<RecipeModel> Models => [];
+
     /// <summary>The recipe of a name.</summary>
     /// <exception cref="ArgumentException">There is none; the message lists them.</exception>
     public static TrainingRecipe Find(string name) => All.FirstOrDefault(recipe => recipe.Name == name)
@@ -76,4 +94,15 @@ public abstract class TrainingRecipe
     /// <param name="progress">Told after every step.</param>
     /// <param name="cancellation">Stops the run after the current step; it can be resumed.</param>
     public abstract RecipeResult Run(RecipeOptions options, Action<string> notice, Action<TrainingProgress> progress, CancellationToken cancellation);
+
+    /// <summary>Refuses a model where the recipe has one of its own.</summary>
+    /// <exception cref="ArgumentException">One is asked for; the message lists the recipes that take one.</exception>
+    protected void RefuseModel(RecipeOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        if (options.Model is not null)
+        {
+            throw new ArgumentException($"The recipe {Name} has a model of its own: leave --model out, or choose a recipe that takes one ({string.Join(", ", All.Where(recipe => recipe.Models.Count > 0).Select(recipe => recipe.Name))}).");
+        }
+    }
 }

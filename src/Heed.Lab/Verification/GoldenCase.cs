@@ -75,6 +75,9 @@ public sealed class GoldenCase : IDisposable
     /// <summary>Whether the configuration has a member that is not null.</summary>
     public bool HasOption(string key) => _configuration.ValueKind == JsonValueKind.Object && _configuration.TryGetProperty(key, out var found) && found.ValueKind != JsonValueKind.Null;
 
+    /// <summary>Whether the configuration has a member that is a number.</summary>
+    public bool IsNumber(string key) => HasOption(key) && _configuration.GetProperty(key).ValueKind == JsonValueKind.Number;
+
     /// <summary>A whole number of the configuration.</summary>
     public int Integer(string key, int? absent = null) => absent is { } value && !HasOption(key) ? value : checked((int)Whole(key, Member(key, JsonValueKind.Number)));
 
@@ -98,10 +101,18 @@ public sealed class GoldenCase : IDisposable
     /// <summary>A text of the configuration.</summary>
     public string Text(string key, string? absent = null) => absent is not null && !HasOption(key) ? absent : Member(key, JsonValueKind.String).GetString()!;
 
+    /// <summary>Texts of the configuration.</summary>
+    public string[] Texts(string key) => [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(element =>
+        element.ValueKind == JsonValueKind.String ? element.GetString()! : throw new InvalidDataException($"The case's {key} holds {element}; texts were expected."))];
+
     /// <summary>Numbers of the configuration; a single number counts as a list of one.</summary>
     public double[] Numbers(string key) => Member(key, JsonValueKind.Array, JsonValueKind.Number) is var member && member.ValueKind == JsonValueKind.Number
         ? [member.GetDouble()]
         : [.. member.EnumerateArray().Select(element => element.GetDouble())];
+
+    /// <summary>Numbers of the configuration, any of which may be null.</summary>
+    public double?[] NumbersOrNull(string key) =>
+        [.. Member(key, JsonValueKind.Array).EnumerateArray().Select(element => element.ValueKind == JsonValueKind.Null ? (double?)null : element.GetDouble())];
 
     /// <summary>Rows of numbers of the configuration.</summary>
     public double[][] NumberRows(string key) =>

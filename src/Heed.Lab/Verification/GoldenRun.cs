@@ -49,9 +49,9 @@ public sealed class GoldenRun : IDisposable
 
     /// <summary>Loads the case's parameters into a module of the same parameter (and buffer) names. The run disposes the module, after gradients went through it.</summary>
     /// <param name="module">The module.</param>
-    /// <param name="tied">Names under which the case may repeat a parameter of the module, with that parameter's name; null: none.</param>
+    /// <param name="names">Names of the case that are other names in the module, or repeat a parameter that has one already, with the module's name; null: none.</param>
     /// <exception cref="InvalidDataException">A parameter is missing, superfluous or of another shape.</exception>
-    public void Load(nn.Module module, IReadOnlyDictionary<string, string>? tied = null)
+    public void Load(nn.Module module, IReadOnlyDictionary<string, string>? names = null)
     {
         ArgumentNullException.ThrowIfNull(module);
         const string Prefix = "param.";
@@ -61,7 +61,8 @@ public sealed class GoldenRun : IDisposable
             .Concat(module.named_buffers().Where(entry => !entry.name.EndsWith("num_batches_tracked", StringComparison.Ordinal)).Select(entry => (entry.name, value: entry.buffer)))
             .ToDictionary(entry => entry.name, entry => entry.value, StringComparer.Ordinal);
         var given = Case.Names.Where(name => name.StartsWith(Prefix, StringComparison.Ordinal)).Select(name => name[Prefix.Length..]).ToHashSet(StringComparer.Ordinal);
-        if (wanted.Keys.FirstOrDefault(name => !given.Contains(name)) is { } missing)
+        var named = given.Select(name => names?.GetValueOrDefault(name) ?? name).ToHashSet(StringComparer.Ordinal);
+        if (wanted.Keys.FirstOrDefault(name => !named.Contains(name)) is { } missing)
         {
             throw new InvalidDataException($"The case lacks the parameter '{missing}'.");
         }
@@ -69,7 +70,7 @@ public sealed class GoldenRun : IDisposable
         using var quiet = no_grad();
         foreach (var name in given)
         {
-            if (!wanted.TryGetValue(tied?.GetValueOrDefault(name) ?? name, out var parameter))
+            if (!wanted.TryGetValue(names?.GetValueOrDefault(name) ?? name, out var parameter))
             {
                 throw new InvalidDataException($"The module has no parameter '{name}'.");
             }

@@ -66,6 +66,47 @@ public static class GoldenVerifier
         new TransNeXtAggregatedAttention(),
         new TransNeXtBlockOperation(),
         new MoHDiT(),
+        new ReducedAttentionOperation(),
+        new ReducedEncoderOperation(),
+        new CollapseStackOperation(),
+        new AgentAttentionOperation(),
+        new TokenMergeOperation(),
+        new AgentSdAttentionOperation(),
+        new AgentDeiTOperation(),
+        new GaussianAdaptiveAttentionOperation(),
+        new MultiHeadGaussianOperation(),
+        new GaussianBlockOperation(),
+        new LayerwiseGaussianOperation(),
+        new GroupedQueryGaussianOperation(),
+        new ImportanceFactorOperation(),
+        new CrossScan(),
+        new LocalScan(),
+        new ContinuousScan(),
+        new AtrousScan(),
+        new ZigzagScan(),
+        new SS2DOperation(),
+        new VSSBlockOperation(),
+        new VMambaOperation(),
+        new AtrousSelectiveScanOperation(),
+        new PlainMambaMixerOperation(),
+        new LocalVimMixerOperation(),
+        new SelectiveScanOperation(),
+        new SsdChunkScanOperation(),
+        new MambaMixerOperation(),
+        new VimMixerOperation(),
+        new VimOperation(),
+        new FocalModulationOperation(),
+        new FocalNetBlockOperation(),
+        new FocalNetOperation(),
+        new GatedCnnBlockOperation(),
+        new MambaOutOperation(),
+        new NiNBlockOperation(),
+        new NiNformerClassifierOperation(),
+        new SubspaceAttentionOperation(),
+        new ContMixBlockOperation(),
+        new DilatedReparamOperation(),
+        new FocusBlockOperation(),
+        new OverLoCKOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>
@@ -105,7 +146,7 @@ public static class GoldenVerifier
             }
 
             using var scope = NewDisposeScope();
-            using var run = new GoldenRun(golden, TypeOf(golden));
+            using var run = new GoldenRun(golden, found.NeedsDouble ? ScalarType.Float64 : TypeOf(golden));
             found.Run(run);
             run.Finish();
             return new GoldenResult(name, operation, run.Worst.IsWithin, run.Worst.Error, run.Worst.Tolerance, $"worst: {run.Worst.Name}");

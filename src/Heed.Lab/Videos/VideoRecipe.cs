@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Videos;
 
 /// <summary>Trains a <see cref="VideoDenoiser"/> on moving discs with a chosen attention: what sparse attention costs in loss, in minutes.</summary>
-public sealed class VideoRecipe : GeneratedTaskRecipe<VideoDenoiser>
+public sealed class VideoRecipe : TaskRecipe<VideoDenoiser>
 {
     private const int ClipsPerStep = 4;
     private const int HeldOut = 32;
@@ -24,7 +24,7 @@ public sealed class VideoRecipe : GeneratedTaskRecipe<VideoDenoiser>
     public override string ValidationUnit => "mean squared error of the velocity";
 
     /// <inheritdoc/>
-    protected override string DefaultAttention => "vmoba";
+    protected override string DefaultChoice => "vmoba";
 
     /// <inheritdoc/>
     protected override long DefaultSteps => 1500;
@@ -33,10 +33,10 @@ public sealed class VideoRecipe : GeneratedTaskRecipe<VideoDenoiser>
     protected override string Measure => "held-out loss";
 
     /// <inheritdoc/>
-    protected override VideoDenoiser Create(string attention, int seed) => new(VideoAttentions.Of(attention, _kept.Add), seed);
+    protected override VideoDenoiser Create(string choice, int seed) => new(VideoAttentions.Of(choice, _kept.Add), seed);
 
     /// <inheritdoc/>
-    protected override TrainingLoop LoopOf(VideoDenoiser model, string attention, int seed, long steps, string? checkpoint) => Loop(model, attention, seed, steps, checkpoint);
+    protected override TrainingLoop LoopOf(VideoDenoiser model, string choice, int seed, long steps, string? checkpoint) => Loop(model, choice, seed, steps, checkpoint);
 
     /// <inheritdoc/>
     protected override IReadOnlyList<(string Name, double Value)> Measures(VideoDenoiser model, TrainingHistory history)

@@ -33,6 +33,9 @@ public abstract class ImageClassifier : nn.Module<Tensor, Tensor>
     /// <returns><c>[B, C', H', W']</c>: channels of the last stage over the grid of its positions (without class tokens).</returns>
     public abstract Tensor Features(Tensor images);
 
+    /// <summary>What the model adds to the loss of its last forward pass in training, for example its routers' balance; null: nothing.</summary>
+    public virtual Tensor? ExtraLoss() => null;
+
     /// <summary>The name under which the model holds a tensor of the authors' checkpoints.</summary>
     /// <param name="stored">The tensor's name in the checkpoint.</param>
     /// <returns>The name of a parameter or buffer of this model; null: the tensor is not needed (a table that the model computes, for example).</returns>

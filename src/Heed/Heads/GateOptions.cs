@@ -78,8 +78,8 @@ public enum GateLayout
     WithinQueryProjection,
 }
 
-/// <summary>What is done to the attention output of every head before a gate at <see cref="GatePosition.SdpaOutput"/>.</summary>
-public enum HeadOutputTransform
+/// <summary>What is done to the attention output of every head before a gate at <see cref="GatePosition.SdpaOutput"/>: the paper's non-linearities without a gate.</summary>
+public enum HeadNonlinearity
 {
     /// <summary>Nothing.</summary>
     None,

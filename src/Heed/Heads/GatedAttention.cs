@@ -1,6 +1,4 @@
 using Heed.Layers;
-using TorchSharp;
-using TorchSharp.Modules;
 using static TorchSharp.torch;
 
 namespace Heed.Heads;
@@ -24,7 +22,7 @@ public sealed record GatedAttentionOptions
     public GateOptions Gate { get; init; } = GateOptions.None;
 
     /// <summary>What is done to the output of every head before the gate.</summary>
-    public HeadOutputTransform OutputTransform { get; init; }
+    public HeadNonlinearity Nonlinearity { get; init; }
 
     /// <summary>Whether queries and keys are normalised per head (<c>q_norm</c>, <c>k_norm</c>).</summary>
     public bool QueryKeyNorm { get; init; }
@@ -107,7 +105,7 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
             k_norm = new RmsNorm(_headWidth, options.NormEpsilon);
         }
 
-        if (options.OutputTransform == HeadOutputTransform.RmsNorm)
+        if (options.Nonlinearity == HeadNonlinearity.RmsNorm)
         {
             out_norm = new RmsNorm(_headWidth, options.NormEpsilon);
         }
@@ -181,7 +179,7 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
         var key = k_proj.forward(input).view(batch, tokens, _keyValueHeads, _headWidth);
         var value = v_proj.forward(input).view(batch, tokens, _keyValueHeads, _headWidth);
         var position = _options.Gate.Position;
-        var scores = logits is null ? null : Activate(logits, batch, tokens);
+        var scores = logits is null ? null : Scores(logits, batch, tokens);
         switch (position)
         {
             case GatePosition.Query:
@@ -205,7 +203,7 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
         }
 
         // The door multiplies the gate in while the output is still in its registers; what it cannot do in one pass is done after it.
-        var throughDoor = position == GatePosition.SdpaOutput && _options.Gate.Combine == GateCombination.Multiply && _options.OutputTransform == HeadOutputTransform.None;
+        var throughDoor = position == GatePosition.SdpaOutput && _options.Gate.Combine == GateCombination.Multiply && _options.Nonlinearity == HeadNonlinearity.None;
         var attention = throughDoor ? _options.Attention with { Gate = scores!.transpose(1, 2) } : _options.Attention;
         var (keys, values) = (key.transpose(1, 2), value.transpose(1, 2));
         if (cache is not null)
@@ -216,10 +214,10 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
         var heads = (routing is null
             ? Attention.Compute(query.transpose(1, 2), keys, values, attention, Site, Hooks)
             : RoutedHeads.Compute(query.transpose(1, 2), keys, values, routing, attention, Site, Hooks)).transpose(1, 2);
-        heads = _options.OutputTransform switch
+        heads = _options.Nonlinearity switch
         {
-            HeadOutputTransform.SiLU => nn.functional.silu(heads),
-            HeadOutputTransform.RmsNorm => out_norm!.forward(heads),
+            HeadNonlinearity.SiLU => nn.functional.silu(heads),
+            HeadNonlinearity.RmsNorm => out_norm!.forward(heads),
             _ => heads,
         };
         if (position == GatePosition.SdpaOutput && !throughDoor)
@@ -252,41 +250,9 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
         return (projected.view(batch, tokens, _options.Heads, _headWidth), logits);
     }
 
-    private Tensor Activate(Tensor logits, long batch, long tokens)
-    {
-        using Scalar half = 0.5;
-        var scores = _options.Gate.Activation switch
-        {
-            GateActivation.Sigmoid => sigmoid(logits),
-            GateActivation.SiLU => nn.functional.silu(logits),
-            GateActivation.NonSparseSigmoid => (sigmoid(logits) * half) + half,
-            _ => logits,
-        };
-        if (_options.Gate.Position == GatePosition.DenseOutput)
-        {
-            return scores.expand(batch, tokens, _options.Width);
-        }
+    private Tensor Scores(Tensor logits, long batch, long tokens) => _options.Gate.Position == GatePosition.DenseOutput
+        ? GateScores.Activate(_options.Gate.Activation, logits).expand(batch, tokens, _options.Width)
+        : GateScores.Of(_options.Gate, logits, batch, tokens, GatedHeads, ScoresPerHead);
 
-        scores = _options.Gate.Source == GateSource.Constant
-            ? scores.expand(batch, tokens, GatedHeads, ScoresPerHead)
-            : scores.view(batch, tokens, GatedHeads, ScoresPerHead);
-        return _options.Gate.HeadShared ? scores.mean([2L], keepdim: true) : scores;
-    }
-
-    private Tensor Combine(Tensor gated, Tensor scores) => _options.Gate.Combine == GateCombination.Multiply ? gated * scores : gated + scores;
-
-    /// <summary>Learned logits, zero at first, under the name <c>logits</c>.</summary>
-    private sealed class ConstantGate : nn.Module
-    {
-        private readonly Parameter logits;
-
-        public ConstantGate(long[] shape)
-            : base(nameof(ConstantGate))
-        {
-            logits = Parameters.Make(shape, tensor => tensor.zero_());
-            RegisterComponents();
-        }
-
-        public Parameter forward() => logits;
-    }
+    private Tensor Combine(Tensor gated, Tensor scores) => GateScores.Combine(_options.Gate, gated, scores);
 }

@@ -28,6 +28,10 @@ internal static unsafe partial class TensorMemory
         ? default
         : new(Data(bias), BroadcastStride(bias, 0), BroadcastStride(bias, 1), BroadcastStride(bias, 2), BroadcastStride(bias, 3));
 
+    /// <summary>A view of float32 maps <c>[B, C, H, W]</c>, whatever their strides.</summary>
+    public static MapView Maps(Tensor maps) => new(
+        Data(maps), maps.size(0), maps.size(1), maps.size(2), maps.size(3), maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3));
+
     /// <summary>The tensor, or a converted copy where its dtype is another one. Differentiable.</summary>
     public static Tensor As(ScalarType type, Tensor tensor) => tensor.dtype == type ? tensor : tensor.to(type);
 

@@ -46,6 +46,7 @@ public static class Parameters
                 Linear linear => (linear.weight, linear.bias),
                 Conv2d convolution when convolutions => (convolution.weight, convolution.bias),
                 Conv1d convolution when convolutions => (convolution.weight, convolution.bias),
+                DepthwiseConvolution2d convolution when convolutions => (convolution.Weight, convolution.Bias),
                 _ => (null, null),
             };
             if (weight is not null)

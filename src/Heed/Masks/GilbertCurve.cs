@@ -51,6 +51,52 @@ public static class GilbertCurve
         return new([.. order], tokens + textBefore + textAfter);
     }
 
+    /// <summary>The order of a plane's tokens along the two-dimensional curve. It differs from <see cref="Order"/> with one frame where sides halve to odd lengths: in a plane only the side across is rounded to even steps.</summary>
+    /// <param name="width">Columns, from 1; token index <c>x + width * y</c>.</param>
+    /// <param name="height">Rows, from 1.</param>
+    /// <exception cref="ArgumentException">A length is less than 1.</exception>
+    public static TokenOrder PlaneOrder(int width, int height)
+    {
+        if (width < 1 || height < 1)
+        {
+            throw new ArgumentException($"A curve goes through a plane of at least 1 x 1; {width} x {height} were given.", nameof(width));
+        }
+
+        var tokens = checked((long)width * height);
+        var order = new List<long>(checked((int)tokens));
+        var (x, y) = (new Step(width, 0, 0), new Step(0, height, 0));
+        WalkPlane(default, width >= height ? x : y, width >= height ? y : x, place => order.Add(place.X + ((long)width * place.Y)));
+        return new([.. order], tokens);
+    }
+
+    private static void WalkPlane(Step at, Step first, Step second, Action<Step> visit)
+    {
+        var (along, across) = (first.Unit, second.Unit);
+        if (first.Length == 1 || second.Length == 1)
+        {
+            var (step, count) = second.Length == 1 ? (along, first.Length) : (across, second.Length);
+            for (var i = 0; i < count; i++, at += step)
+            {
+                visit(at);
+            }
+
+            return;
+        }
+
+        if (2 * first.Length > 3 * second.Length)
+        {
+            var front = Half(first);
+            WalkPlane(at, front, second, visit);
+            WalkPlane(at + front, first - front, second, visit);
+            return;
+        }
+
+        var (half, halfSecond) = (new Step(first.X >> 1, first.Y >> 1, 0), Half(second));
+        WalkPlane(at, halfSecond, half, visit);
+        WalkPlane(at + halfSecond, first, second - halfSecond, visit);
+        WalkPlane(at + (first - along) + (halfSecond - across), -halfSecond, -(first - half), visit);
+    }
+
     /// <summary>Walks a box from a corner: along its first side, beginning next to its second and third.</summary>
     private static void Walk(Step at, Step first, Step second, Step third, Action<Step> visit)
     {

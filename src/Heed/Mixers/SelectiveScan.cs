@@ -19,8 +19,58 @@ public static class SelectiveScan
     /// <returns>The output <c>[B, D, T]</c> and the state after the last step <c>[B, D, N]</c> (without gradient).</returns>
     /// <exception cref="ArgumentException">Shapes do not fit, T is 0, or G does not divide D.</exception>
     public static (Tensor Output, Tensor LastState) Apply(
-        Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip = null, Tensor? gate = null, Tensor? deltaBias = null, bool deltaSoftplus = false) =>
-        PlainSelectiveScan.Apply(u, delta, a, b, c, skip, gate, deltaBias, deltaSoftplus);
+        Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip = null, Tensor? gate = null, Tensor? deltaBias = null, bool deltaSoftplus = false)
+    {
+        Check(u, delta, a, b, c, skip, gate, deltaBias);
+        return PlainSelectiveScan.Apply(u, delta, a, b, c, skip, gate, deltaBias, deltaSoftplus);
+    }
+
+    private static void Check(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip, Tensor? gate, Tensor? deltaBias)
+    {
+        ArgumentNullException.ThrowIfNull(u);
+        ArgumentNullException.ThrowIfNull(delta);
+        ArgumentNullException.ThrowIfNull(a);
+        ArgumentNullException.ThrowIfNull(b);
+        ArgumentNullException.ThrowIfNull(c);
+        if (u.dim() != 3 || u.shape[1] < 1 || u.shape[2] < 1)
+        {
+            throw new ArgumentException($"u must be [batch, channels, length] with channels and a length from 1, not {ScanShapes.Of(u)}.", nameof(u));
+        }
+
+        var (channels, length) = (u.shape[1], u.shape[2]);
+        ScanShapes.Require(delta, nameof(delta), u.shape);
+        if (a.dim() != 2 || a.shape[0] != channels || a.shape[1] < 1)
+        {
+            throw new ArgumentException($"a must be [{channels}, states] with states from 1, not {ScanShapes.Of(a)}.", nameof(a));
+        }
+
+        CheckMap(b, nameof(b), u.shape[0], channels, a.shape[1], length);
+        CheckMap(c, nameof(c), u.shape[0], channels, a.shape[1], length);
+        ScanShapes.Require(skip, nameof(skip), channels);
+        ScanShapes.Require(gate, nameof(gate), u.shape);
+        ScanShapes.Require(deltaBias, nameof(deltaBias), channels);
+    }
+
+    private static void CheckMap(Tensor map, string name, long batch, long channels, long states, long length)
+    {
+        var fits = map.dim() switch
+        {
+            2 => map.shape.AsSpan().SequenceEqual([channels, states]),
+            3 => map.shape.AsSpan().SequenceEqual([batch, states, length]),
+            4 => map.shape[1] >= 1 && map.shape.AsSpan().SequenceEqual([batch, map.shape[1], states, length]),
+            _ => false,
+        };
+        if (!fits)
+        {
+            throw new ArgumentException(
+                $"{name} must be [{channels}, {states}] (constant), [{batch}, {states}, {length}] or [{batch}, groups, {states}, {length}], not {ScanShapes.Of(map)}.", name);
+        }
+
+        if (map.dim() == 4 && channels % map.shape[1] != 0)
+        {
+            throw new ArgumentException($"{name} has {map.shape[1]} groups, which do not divide {channels} channels: every group serves as many.", name);
+        }
+    }
 }
 
 /// <summary>The selective scan step by step in libtorch operations: any type, differentiable, obviously right; the oracle of the fast one.</summary>

@@ -81,13 +81,13 @@ public sealed class RecallTests : IDisposable
     }
 
     [Fact]
-    public void The_recipe_leaves_weights_a_record_and_a_figure()
+    public void The_recipe_leaves_weights_a_record_and_figures()
     {
         var progress = new List<long>();
         var result = new RecallRecipe().Run(
             new RecipeOptions { Output = _folder, Steps = 6, Seed = 4, Attention = "dma:form=exp,w=16" }, _ => { }, step => progress.Add(step.Step), TestContext.Current.CancellationToken);
 
-        Assert.Equal(["held-out.png", "model.safetensors", "training.json"], Directory.GetFiles(_folder).Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal));
+        Assert.Equal(["held-out.png", "loss.png", "model.safetensors", "training.json"], Directory.GetFiles(_folder).Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal));
         Assert.Equal([1, 2, 3, 4, 5, 6], progress);
         Assert.InRange(double.Parse(result.Measures[0].Value, System.Globalization.CultureInfo.InvariantCulture), 0, 1);
         using var weights = new SafetensorsReader(Path.Combine(_folder, "model.safetensors"));
@@ -125,6 +125,6 @@ public sealed class RecallTests : IDisposable
         Refused("no attention mechanism 'spiral'", () => _ = new RecallModel(new(), "spiral", 1));
         Refused("is linear or exp", () => _ = new RecallModel(new(), "dma:form=cubic", 1));
         Refused("no option 'v'", () => _ = new RecallModel(new(), "dma:v=3", 1));
-        Refused("generates its own tokens", () => new RecallRecipe().Run(new RecipeOptions { Output = _folder, TextFile = "a" }, _ => { }, _ => { }, default));
+        Refused("has its own tokens", () => new RecallRecipe().Run(new RecipeOptions { Output = _folder, TextFile = "a" }, _ => { }, _ => { }, default));
     }
 }

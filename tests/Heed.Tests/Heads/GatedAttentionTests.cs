@@ -16,7 +16,7 @@ public class GatedAttentionTests
         from activation in Gen.Enum<GateActivation>()
         from source in Gen.Enum<GateSource>()
         from within in Gen.Bool
-        from transform in Gen.Enum<HeadOutputTransform>()
+        from transform in Gen.Enum<HeadNonlinearity>()
         from keyValueHeads in Gen.Int[1, 3]
         from perGroup in Gen.Int[1, 3]
         from halfWidth in Gen.Int[1, 3]
@@ -33,7 +33,7 @@ public class GatedAttentionTests
             QueryKeyNorm = norm,
             QueryKeyValueBias = bias,
             OutputBias = bias,
-            OutputTransform = transform,
+            Nonlinearity = transform,
             Attention = causal ? AttentionOptions.CausalSelf : AttentionOptions.Default,
             Gate = new GateOptions
             {
@@ -255,10 +255,10 @@ public class GatedAttentionTests
                         sum = sum + (weights[j] * Gated(GatePosition.Value, Project("v_proj", tokens[j]).narrow(0, group * width, width), tokens[j], group));
                     }
 
-                    sum = options.OutputTransform switch
+                    sum = options.Nonlinearity switch
                     {
-                        HeadOutputTransform.SiLU => sum / (1 + (-sum).exp()),
-                        HeadOutputTransform.RmsNorm => Norm("out_norm", sum),
+                        HeadNonlinearity.SiLU => sum / (1 + (-sum).exp()),
+                        HeadNonlinearity.RmsNorm => Norm("out_norm", sum),
                         _ => sum,
                     };
                     merged.Add(Gated(GatePosition.SdpaOutput, sum, tokens[i], head));

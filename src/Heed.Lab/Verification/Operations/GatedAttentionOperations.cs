@@ -41,7 +41,7 @@ internal sealed class GatedAttentionVariant : GoldenOperation
         var module = new GatedAttention(
             GatedAttentionCases.Shape(golden) with
             {
-                OutputTransform = golden.Choice("output_transform", "none", ("none", HeadOutputTransform.None), ("silu", HeadOutputTransform.SiLU), ("rmsnorm", HeadOutputTransform.RmsNorm)),
+                Nonlinearity = golden.Choice("output_transform", "none", ("none", HeadNonlinearity.None), ("silu", HeadNonlinearity.SiLU), ("rmsnorm", HeadNonlinearity.RmsNorm)),
                 Gate = new GateOptions
                 {
                     Position = golden.Choice("position", "none", ("none", GatePosition.None), ("G1", GatePosition.SdpaOutput), ("G2", GatePosition.Value), ("G3", GatePosition.Key),

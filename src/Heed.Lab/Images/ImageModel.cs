@@ -26,6 +26,11 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         NiNformerModel.Entry,
         FocalNetModel.Entry,
         MambaOutModel.Entry,
+        OverLoCKModel.Entry,
+        MobileNetModel.Entry,
+        AgentModel.Entry,
+        AgentModel.Linear,
+        GaussianModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

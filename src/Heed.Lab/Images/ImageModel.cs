@@ -24,6 +24,8 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
         NiNformerModel.Entry,
+        FocalNetModel.Entry,
+        MambaOutModel.Entry,
         OverLoCKModel.Entry,
         MobileNetModel.Entry,
         AgentModel.Entry,

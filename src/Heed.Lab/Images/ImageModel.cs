@@ -24,6 +24,10 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
         NiNformerModel.Entry,
+        ScanModels.SS2D,
+        ScanModels.PlainMamba,
+        ScanModels.LocalVim,
+        ScanModels.Atrous,
     ];
 
     /// <summary>Makes a model.</summary>

@@ -28,6 +28,11 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         ScanModels.PlainMamba,
         ScanModels.LocalVim,
         ScanModels.Atrous,
+        OverLoCKModel.Entry,
+        MobileNetModel.Entry,
+        AgentModel.Entry,
+        AgentModel.Linear,
+        GaussianModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

@@ -94,6 +94,27 @@ internal static unsafe class Packing
     public static void KeyPanel<TElement>(byte* source, nint rowStride, int keys, nint depth, float* panel, int width)
         where TElement : struct, IElement
     {
+        Columns<TElement>(source, rowStride, keys, depth, panel, width);
+        for (var key = keys; key < width; key++)
+        {
+            for (nint d = 0; d < depth; d++)
+            {
+                panel[(d * width) + key] = 0;
+            }
+        }
+    }
+
+    /// <summary>As <see cref="KeyPanel"/>, but what stands behind the last key is left as it is.</summary>
+    /// <param name="source">First element of the first key.</param>
+    /// <param name="rowStride">Bytes from one key to the next.</param>
+    /// <param name="keys">Number of keys.</param>
+    /// <param name="depth">Elements of a key.</param>
+    /// <param name="columns">Receives element (key, depth) at depth * stride + key.</param>
+    /// <param name="stride">Floats from one element of a key to the next.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void Columns<TElement>(byte* source, nint rowStride, int keys, nint depth, float* columns, nint stride)
+        where TElement : struct, IElement
+    {
         var key = 0;
         var rows = stackalloc byte*[SixteenKeys];
         for (; Avx512F.IsSupported && key + SixteenKeys <= keys; key += SixteenKeys)
@@ -103,13 +124,13 @@ internal static unsafe class Packing
                 rows[i] = source + ((key + i) * rowStride);
             }
 
-            TransposeSixteen<TElement>(rows, depth, panel + key, width);
+            TransposeSixteen<TElement>(rows, depth, columns + key, stride);
         }
 
         for (; key + 4 <= keys; key += 4)
         {
             var row = source + (key * rowStride);
-            var column = panel + key;
+            var column = columns + key;
             nint d = 0;
             for (; d + 4 <= depth; d += 4)
             {
@@ -119,11 +140,11 @@ internal static unsafe class Packing
                 var v3 = TElement.Load<Vector128<float>, Vector128Operations>(row + (3 * rowStride));
                 Transpose(ref v0, ref v1, ref v2, ref v3);
                 v0.Store(column);
-                v1.Store(column + width);
-                v2.Store(column + (2 * (nint)width));
-                v3.Store(column + (3 * (nint)width));
+                v1.Store(column + stride);
+                v2.Store(column + (2 * stride));
+                v3.Store(column + (3 * stride));
                 row += 4 * TElement.Size;
-                column += 4 * (nint)width;
+                column += 4 * stride;
             }
 
             for (; d < depth; d++)
@@ -133,16 +154,16 @@ internal static unsafe class Packing
                 column[2] = TElement.Read(row + (2 * rowStride));
                 column[3] = TElement.Read(row + (3 * rowStride));
                 row += TElement.Size;
-                column += width;
+                column += stride;
             }
         }
 
-        for (; key < width; key++)
+        for (; key < keys; key++)
         {
             var row = source + (key * rowStride);
             for (nint d = 0; d < depth; d++)
             {
-                panel[(d * width) + key] = key < keys ? TElement.Read(row + (d * TElement.Size)) : 0;
+                columns[(d * stride) + key] = TElement.Read(row + (d * TElement.Size));
             }
         }
     }

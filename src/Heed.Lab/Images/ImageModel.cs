@@ -24,6 +24,11 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
         NiNformerModel.Entry,
+        OverLoCKModel.Entry,
+        MobileNetModel.Entry,
+        AgentModel.Entry,
+        AgentModel.Linear,
+        GaussianModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

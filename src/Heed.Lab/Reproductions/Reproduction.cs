@@ -16,6 +16,9 @@ public abstract class Reproduction
         new VMoBAReproduction(),
         new PyramidReproduction(),
         new NiNformerReproduction(),
+        new FocalModulationReproduction(),
+        new MambaOutReproduction(),
+        new VisualMambaReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -17,6 +17,7 @@ public abstract class Reproduction
         new PyramidReproduction(),
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
+        new GatedAttentionReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -19,6 +19,9 @@ public abstract class Reproduction
         new FocalModulationReproduction(),
         new MambaOutReproduction(),
         new VisualMambaReproduction(),
+        new MinimalTransformerReproduction(),
+        new RcmhaReproduction(),
+        new GatedAttentionReproduction(),
     ];
 
     /// <summary>The paper.</summary>

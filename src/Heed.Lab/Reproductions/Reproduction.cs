@@ -17,6 +17,7 @@ public abstract class Reproduction
         new PyramidReproduction(),
         new FocalModulationReproduction(),
         new MambaOutReproduction(),
+        new VisualMambaReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -15,6 +15,9 @@ public abstract class Reproduction
         new FlashBiasReproduction(),
         new VMoBAReproduction(),
         new PyramidReproduction(),
+        new FocalModulationReproduction(),
+        new MambaOutReproduction(),
+        new VisualMambaReproduction(),
     ];
 
     /// <summary>The paper.</summary>

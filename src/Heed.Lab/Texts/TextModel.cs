@@ -17,6 +17,9 @@ public sealed record TextModel(string Name, string Usage, string Summary, string
         AttentionModels.Gated,
         AttentionModels.Reduced,
         MambaModel.Entry,
+        AttentionModels.RelativeConvolutional,
+        AttentionModels.Relative,
+        AttentionModels.Convolutional,
     ];
 
     /// <summary>Makes a model.</summary>

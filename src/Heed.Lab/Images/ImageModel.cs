@@ -35,6 +35,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         AgentModel.Entry,
         AgentModel.Linear,
         GaussianModel.Entry,
+        VimModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

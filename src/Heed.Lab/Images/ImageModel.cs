@@ -24,8 +24,17 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
         NiNformerModel.Entry,
+        FocalNetModel.Entry,
+        MambaOutModel.Entry,
+        ScanModels.SS2D,
+        ScanModels.PlainMamba,
+        ScanModels.LocalVim,
+        ScanModels.Atrous,
         OverLoCKModel.Entry,
         MobileNetModel.Entry,
+        AgentModel.Entry,
+        AgentModel.Linear,
+        GaussianModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

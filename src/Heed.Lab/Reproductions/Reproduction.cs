@@ -17,6 +17,9 @@ public abstract class Reproduction
         new PyramidReproduction(),
         new OverLoCKReproduction(),
         new UlsamReproduction(),
+        new FocalModulationReproduction(),
+        new MambaOutReproduction(),
+        new VisualMambaReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -16,6 +16,9 @@ public sealed record TextModel(string Name, string Usage, string Summary, string
         AttentionModels.MultiHead,
         AttentionModels.Gated,
         AttentionModels.Reduced,
+        AttentionModels.RelativeConvolutional,
+        AttentionModels.Relative,
+        AttentionModels.Convolutional,
     ];
 
     /// <summary>Makes a model.</summary>

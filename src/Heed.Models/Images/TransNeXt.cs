@@ -172,8 +172,13 @@ public sealed class TransNeXt : ImageClassifier
     }
 
     /// <inheritdoc/>
-    public override string? NameOf(string stored) => stored is not null && stored.Contains("relative_pos_index", StringComparison.Ordinal) || stored!.Contains("relative_coords_table", StringComparison.Ordinal)
-        || stored.EndsWith("padding_mask", StringComparison.Ordinal) || stored.EndsWith("seq_length_scale", StringComparison.Ordinal) ? null : stored;
+    public override string? NameOf(string stored)
+    {
+        ArgumentNullException.ThrowIfNull(stored);
+        // Tables that the model computes.
+        string[] tables = ["relative_pos_index", "relative_coords_table", "padding_mask", "seq_length_scale"];
+        return tables.Any(table => stored.Contains(table, StringComparison.Ordinal)) ? null : stored;
+    }
 
     private Tensor Tokens(Tensor images)
     {

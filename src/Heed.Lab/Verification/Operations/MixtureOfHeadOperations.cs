@@ -87,6 +87,8 @@ internal sealed class TransNeXtAttentionOperation : GoldenOperation
 {
     public override string Name => "moh/TransNeXtAttention";
 
+    public override bool NeedsDouble => true;
+
     public override void Run(GoldenRun run)
     {
         var module = new TransNeXtAttention(MixtureOfHeadCases.Shape(run));
@@ -101,6 +103,8 @@ internal sealed class TransNeXtAttentionOperation : GoldenOperation
 internal sealed class TransNeXtAggregatedAttention : GoldenOperation
 {
     public override string Name => "moh/TransNeXtAggregatedAttention";
+
+    public override bool NeedsDouble => true;
 
     public override void Run(GoldenRun run)
     {
@@ -117,6 +121,8 @@ internal sealed class TransNeXtBlockOperation : GoldenOperation
 {
     public override string Name => "moh/TransNeXtBlock";
 
+    public override bool NeedsDouble => true;
+
     public override void Run(GoldenRun run)
     {
         var golden = run.Case;
@@ -132,6 +138,8 @@ internal sealed class TransNeXtBlockOperation : GoldenOperation
 internal sealed class MoHDiT : GoldenOperation
 {
     public override string Name => "moh/MoHDiT";
+
+    public override bool NeedsDouble => true;
 
     public override void Run(GoldenRun run)
     {

@@ -16,6 +16,8 @@ public abstract class Reproduction
         new VMoBAReproduction(),
         new PyramidReproduction(),
         new NiNformerReproduction(),
+        new OverLoCKReproduction(),
+        new UlsamReproduction(),
         new FocalModulationReproduction(),
         new MambaOutReproduction(),
         new VisualMambaReproduction(),

@@ -16,6 +16,7 @@ public sealed record TextModel(string Name, string Usage, string Summary, string
         AttentionModels.MultiHead,
         AttentionModels.Gated,
         AttentionModels.Reduced,
+        MixtureOfHeadTextModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

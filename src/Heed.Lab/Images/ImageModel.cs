@@ -23,6 +23,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.VisionTransformer,
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
+        MixtureOfHeadModel.Entry,
         NiNformerModel.Entry,
         FocalNetModel.Entry,
         MambaOutModel.Entry,

@@ -20,6 +20,7 @@ public sealed record TextModel(string Name, string Usage, string Summary, string
         AttentionModels.RelativeConvolutional,
         AttentionModels.Relative,
         AttentionModels.Convolutional,
+        MixtureOfHeadTextModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

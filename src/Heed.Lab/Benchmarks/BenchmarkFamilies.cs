@@ -30,6 +30,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("dma", "Dynamic masks: the choice of keys and the attention to them, beside dense attention and libtorch with a mask", DynamicMaskBenchmarks.Run),
         new("flashbias", "Biases as factors, beside no bias, the dense bias and libtorch with it", FlashBiasBenchmarks.Run),
         new("psa", "PSA at a density of 0.15 on video-like inputs beside dense attention", PyramidBenchmarks.Run),
+        new("agent", "Agent attention with 49 agents over lengths, beside dense attention and the same steps by libtorch", AgentBenchmarks.Run),
         new("depthwise", "Depth-wise convolution of 3 x 3 to 17 x 17 in both memory orders, and the causal one, beside libtorch's", DepthwiseBenchmarks.Run),
     ];
 }

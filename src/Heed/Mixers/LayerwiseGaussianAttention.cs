@@ -220,7 +220,7 @@ public sealed record ImportanceFactor(Tensor Map, Tensor LayerContribution) : ID
         long maps = 0;
         foreach (var map in weightMaps)
         {
-            if (map.dim() is not (2 or 3) || (sum is not null && (map.shape[^2] != sum.shape[0] || map.shape[^1] != sum.shape[1])))
+            if (map.dim() is not (2 or 3) || (sum is not null && (map.shape[map.dim() - 2] != sum.shape[0] || map.shape[map.dim() - 1] != sum.shape[1])))
             {
                 throw new ArgumentException($"Weight maps are [layers, features] or [batch, layers, features], all of the same layers and features; {AttentionShape.Text(map)} was given.", nameof(weightMaps));
             }

@@ -15,6 +15,8 @@ public abstract class Reproduction
         new FlashBiasReproduction(),
         new VMoBAReproduction(),
         new PyramidReproduction(),
+        new AgentAttentionReproduction(),
+        new GaussianAttentionReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -111,7 +111,10 @@ public static class PaperCatalogue
         },
         new("moh", "MoH: Multi-Head Attention as Mixture-of-Head Attention", "2410.11842", 2024, Room.Heads,
             "A router gives each token its own few heads; shared heads are always on; the sum of heads is weighted.",
-            "Using 50 to 90 % of the heads mostly gains: LLaMA3-8B continued with 75 % rises from 61.6 to 64.0 over 14 tasks."),
+            "Using 50 to 90 % of the heads mostly gains: LLaMA3-8B continued with 75 % rises from 61.6 to 64.0 over 14 tasks.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/MixtureOfHeadAttention.cs",
+        },
         new("motionclr", "MotionCLR: Motion Generation and Training-free Editing via Understanding Attention Mechanisms", "2410.18977", 2024, Room.Edits,
             "Edits generated human motion through the maps of its frames and words: emphasise, erase, replace, shift.",
             "The cross-attention of a verb overlaps the movement with an IoU of 74.3 % (17.5 % for a random map)."),
@@ -141,7 +144,10 @@ public static class PaperCatalogue
         },
         new("rcmha", "RCMHA: Relative Convolutional Multi-Head Attention for Natural Language Modelling", "2308.03429", 2023, Room.Heads,
             "Relative-position attention whose queries, keys and values pass a short causal convolution.",
-            "Language-modelling accuracy of 0.572, above plain, convolutional and relative attention, with 2.98 GB against 3.5 GB of memory."),
+            "Language-modelling accuracy of 0.572, above plain, convolutional and relative attention, with 2.98 GB against 3.5 GB of memory.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/RelativeConvolutionalAttention.cs",
+        },
         new("refam", "RefAM: Attention Magnets for Zero-Shot Referral Segmentation", "2509.22650", 2025, Room.Probes,
             "Points at what a phrase refers to by the maps of a diffusion transformer; appended stop words draw the noise away.",
             $"Best training-free results on image and video referral segmentation ({NoFigure})."),

@@ -17,6 +17,9 @@ public abstract class Reproduction
         new PyramidReproduction(),
         new AgentAttentionReproduction(),
         new GaussianAttentionReproduction(),
+        new FocalModulationReproduction(),
+        new MambaOutReproduction(),
+        new VisualMambaReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -1,6 +1,7 @@
 using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Texts;
 using Heed.Lab.Videos;
 
 namespace Heed.Lab.Training;
@@ -63,6 +64,7 @@ public abstract class TrainingRecipe
         new NeedleRecipe(),
         new VideoRecipe(),
         new FashionRecipe(),
+        new TextRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

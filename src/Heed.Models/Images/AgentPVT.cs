@@ -52,10 +52,10 @@ public sealed class AgentPVT : ImageClassifier
     private readonly Parameter pos_embed2;
     private readonly Parameter pos_embed3;
     private readonly Parameter pos_embed4;
-    private readonly ModuleList<VisionTransformerBlock> block1;
-    private readonly ModuleList<VisionTransformerBlock> block2;
-    private readonly ModuleList<VisionTransformerBlock> block3;
-    private readonly ModuleList<VisionTransformerBlock> block4;
+    private readonly ModuleList<MixerBlock> block1;
+    private readonly ModuleList<MixerBlock> block2;
+    private readonly ModuleList<MixerBlock> block3;
+    private readonly ModuleList<MixerBlock> block4;
     private readonly Linear head;
 
     /// <summary>Makes a model.</summary>
@@ -120,7 +120,7 @@ public sealed class AgentPVT : ImageClassifier
 
     private Parameter Positions(int stage) => Parameters.Make([1, (long)Side(stage) * Side(stage), _options.Widths[stage]], tensor => Parameters.DrawNormal(tensor));
 
-    private ModuleList<VisionTransformerBlock> Blocks(int stage, double[] drops)
+    private ModuleList<MixerBlock> Blocks(int stage, double[] drops)
     {
         var first = _options.Depths.Take(stage).Sum();
         return nn.ModuleList([.. Enumerable.Range(0, _options.Depths[stage]).Select(block =>
@@ -129,7 +129,7 @@ public sealed class AgentPVT : ImageClassifier
             {
                 Width = _options.Widths[stage], Heads = _options.Heads[stage], Grid = (Side(stage), Side(stage)), Agents = _options.Agents[stage], Reduction = _options.Reductions[stage], SeparateQuery = true,
             }) { Site = new(first + block, AttentionKind.Self, $"block{stage + 1}.{block}.attn"), Hooks = Hooks };
-            return new VisionTransformerBlock(_options.Widths[stage], _options.FeedForwardRatios[stage], 1e-6, mixer, drops[first + block]);
+            return new MixerBlock(_options.Widths[stage], (long)(_options.Widths[stage] * _options.FeedForwardRatios[stage]), mixer, 1e-6, drops[first + block]);
         })]);
     }
 
@@ -139,7 +139,7 @@ public sealed class AgentPVT : ImageClassifier
         AgentStages.CheckSize(images, _options.ImageSize);
         var picture = images;
         Tensor? tokens = null;
-        (NormedPatches Patches, Parameter Positions, ModuleList<VisionTransformerBlock> Blocks)[] stages =
+        (NormedPatches Patches, Parameter Positions, ModuleList<MixerBlock> Blocks)[] stages =
             [(patch_embed1, pos_embed1, block1), (patch_embed2, pos_embed2, block2), (patch_embed3, pos_embed3, block3), (patch_embed4, pos_embed4, block4)];
         for (var stage = 0; stage < Stages; stage++)
         {

@@ -139,7 +139,7 @@ public sealed class AgentSwin : ImageClassifier
 
     private sealed class SwinStage : nn.Module<Tensor, Tensor>
     {
-        private readonly ModuleList<VisionTransformerBlock> blocks;
+        private readonly ModuleList<MixerBlock> blocks;
         private readonly PatchMerging? downsample;
 
         public SwinStage(AgentSwinOptions options, int stage, bool[] agents, ReadOnlySpan<double> drops, AttentionHooks hooks)
@@ -148,14 +148,14 @@ public sealed class AgentSwin : ImageClassifier
             var (width, side) = (options.Width << stage, options.ImageSize / (options.PatchSize << stage));
             var first = options.Depths.Take(stage).Sum();
             var window = Math.Min(options.Window, side);
-            var made = new List<VisionTransformerBlock>();
+            var made = new List<MixerBlock>();
             for (var block = 0; block < agents.Length; block++)
             {
                 var site = new AttentionSite(first + block, AttentionKind.Self, $"layers.{stage}.blocks.{block}.attn");
                 nn.Module<Tensor, Tensor> mixer = agents[block]
                     ? new AgentAttention2d(new() { Width = width, Heads = options.Heads[stage], Grid = (side, side), Agents = options.Agents[stage] }) { Site = site, Hooks = hooks }
                     : new WindowAttention(width, options.Heads[stage], (side, side), window, block % 2 == 0 || window == side ? 0 : window / 2) { Site = site, Hooks = hooks };
-                made.Add(new(width, options.FeedForwardRatio, 1e-5, mixer, drops[block]));
+                made.Add(new(width, (long)(width * options.FeedForwardRatio), mixer, 1e-5, drops[block]));
             }
 
             blocks = nn.ModuleList([.. made]);

@@ -64,7 +64,7 @@ public sealed class VisionTransformer : ImageClassifier
     private readonly PatchEmbedding patch_embed;
     private readonly Parameter? cls_token;
     private readonly Parameter? pos_embed;
-    private readonly ModuleList<VisionTransformerBlock> blocks;
+    private readonly ModuleList<MixerBlock> blocks;
     private readonly LayerNorm norm;
     private readonly Linear head;
 
@@ -89,7 +89,7 @@ public sealed class VisionTransformer : ImageClassifier
         pos_embed = options.Positions ? Parameters.Make([1, tokens, options.Width], tensor => Parameters.DrawNormal(tensor)) : null;
         var drops = Layers.DropPath.Schedule(options.DropPath, options.Depth);
         blocks = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer =>
-            new VisionTransformerBlock(options, mixer(new(layer, options.Width, options.Grid, options.ClassToken, Hooks)), drops[layer]))]);
+            new MixerBlock(options.Width, (long)(options.Width * options.FeedForwardRatio), mixer(new(layer, options.Width, options.Grid, options.ClassToken, Hooks)), options.NormEpsilon, drops[layer]))]);
         norm = nn.LayerNorm(options.Width, options.NormEpsilon);
         head = nn.Linear(options.Width, options.Classes);
         RegisterComponents();
@@ -102,7 +102,7 @@ public sealed class VisionTransformer : ImageClassifier
     public VisionTransformerOptions Options => _options;
 
     /// <summary>The blocks.</summary>
-    public IReadOnlyList<VisionTransformerBlock> Blocks => [.. blocks];
+    public IReadOnlyList<MixerBlock> Blocks => [.. blocks];
 
     /// <inheritdoc/>
     public override Tensor forward(Tensor images)
@@ -164,48 +164,5 @@ public sealed class VisionTransformer : ImageClassifier
         }
 
         return pos_embed is null ? tokens : tokens + pos_embed;
-    }
-}
-
-/// <summary>A block of a <see cref="VisionTransformer"/>.</summary>
-public sealed class VisionTransformerBlock : nn.Module<Tensor, Tensor>
-{
-    private readonly LayerNorm norm1;
-    private readonly nn.Module<Tensor, Tensor> attn;
-    private readonly LayerNorm? norm2;
-    private readonly GeluFeedForward? mlp;
-    private readonly DropPath _drop;
-
-    internal VisionTransformerBlock(VisionTransformerOptions options, nn.Module<Tensor, Tensor> mixer, double dropPath)
-        : this(options.Width, options.FeedForwardRatio, options.NormEpsilon, mixer, dropPath)
-    {
-    }
-
-    internal VisionTransformerBlock(int width, double feedForwardRatio, double normEpsilon, nn.Module<Tensor, Tensor> mixer, double dropPath)
-        : base(nameof(VisionTransformerBlock))
-    {
-        norm1 = nn.LayerNorm(width, normEpsilon);
-        attn = mixer;
-        if (feedForwardRatio > 0)
-        {
-            norm2 = nn.LayerNorm(width, normEpsilon);
-            mlp = new(width, (long)(width * feedForwardRatio));
-            Parameters.InitializeTruncatedNormal(mlp, false);
-        }
-
-        _drop = new(dropPath);
-        RegisterComponents();
-        Parameters.Keep(this);
-    }
-
-    /// <summary>The token mixer.</summary>
-    public nn.Module<Tensor, Tensor> Mixer => attn;
-
-    /// <inheritdoc/>
-    public override Tensor forward(Tensor tokens)
-    {
-        using var scope = NewDisposeScope();
-        tokens = tokens + _drop.forward(attn.forward(norm1.forward(tokens)));
-        return (mlp is null ? tokens : tokens + _drop.forward(mlp.forward(norm2!.forward(tokens)))).MoveToOuterDisposeScope();
     }
 }

@@ -1,0 +1,48 @@
+using TorchSharp.Modules;
+using static TorchSharp.torch;
+
+namespace Heed.Layers;
+
+/// <summary>A block in pre-norm form around any token mixer: <c>x += mixer(norm1(x))</c>, <c>x += mlp(norm2(x))</c>. Parameter names are timm's: <c>norm1</c>, <c>attn</c>, <c>norm2</c>, <c>mlp.fc1</c>, <c>mlp.fc2</c>.</summary>
+public sealed class MixerBlock : nn.Module<Tensor, Tensor>
+{
+    private readonly LayerNorm norm1;
+    private readonly nn.Module<Tensor, Tensor> attn;
+    private readonly LayerNorm? norm2;
+    private readonly GeluFeedForward? mlp;
+    private readonly DropPath _drop;
+
+    /// <summary>Makes a block.</summary>
+    /// <param name="width">Width C of a token.</param>
+    /// <param name="hidden">Hidden width of the perceptron; 0: there is none.</param>
+    /// <param name="mixer">The token mixer, <c>[B, N, C]</c> to <c>[B, N, C]</c>.</param>
+    /// <param name="normEpsilon">Epsilon of the norms.</param>
+    /// <param name="dropPath">Probability of dropping a branch in training.</param>
+    public MixerBlock(long width, long hidden, nn.Module<Tensor, Tensor> mixer, double normEpsilon = 1e-6, double dropPath = 0)
+        : base(nameof(MixerBlock))
+    {
+        norm1 = nn.LayerNorm(width, normEpsilon);
+        attn = mixer;
+        if (hidden > 0)
+        {
+            norm2 = nn.LayerNorm(width, normEpsilon);
+            mlp = new(width, hidden);
+            Parameters.InitializeTruncatedNormal(mlp, false);
+        }
+
+        _drop = new(dropPath);
+        RegisterComponents();
+        Parameters.Keep(this);
+    }
+
+    /// <summary>The token mixer.</summary>
+    public nn.Module<Tensor, Tensor> Mixer => attn;
+
+    /// <inheritdoc/>
+    public override Tensor forward(Tensor input)
+    {
+        using var scope = NewDisposeScope();
+        var tokens = input + _drop.forward(attn.forward(norm1.forward(input)));
+        return (mlp is null ? tokens : tokens + _drop.forward(mlp.forward(norm2!.forward(tokens)))).MoveToOuterDisposeScope();
+    }
+}

@@ -225,7 +225,7 @@ public sealed record ImportanceFactor(Tensor Map, Tensor LayerContribution) : ID
                 throw new ArgumentException($"Weight maps are [layers, features] or [batch, layers, features], all of the same layers and features; {AttentionShape.Text(map)} was given.", nameof(weightMaps));
             }
 
-            var part = map.dim() == 3 ? map.sum(0) : map;
+            var part = map.dim() == 3 ? map.sum([0L]) : map;
             sum = sum is null ? part : sum + part;
             maps += map.dim() == 3 ? map.shape[0] : 1;
         }

@@ -18,6 +18,8 @@ public abstract class Reproduction
         new NiNformerReproduction(),
         new OverLoCKReproduction(),
         new UlsamReproduction(),
+        new AgentAttentionReproduction(),
+        new GaussianAttentionReproduction(),
         new FocalModulationReproduction(),
         new MambaOutReproduction(),
         new VisualMambaReproduction(),

@@ -122,6 +122,10 @@ public unsafe struct AttentionArguments
     /// <summary>Number of packed sequences. Each attends within itself only.</summary>
     public int Sequences;
 
+    /// <summary>Where each query stands among the keys of its sequence, <c>[B, Nq]</c> (packed: <c>[Nq]</c>), from 0 to Nk and not decreasing within a sequence: for queries that were picked out of a longer row.
+    /// Null: side by side, as <see cref="Alignment"/> says. Not together with ALiBi or the mean distance.</summary>
+    public long* QueryPositions;
+
     /// <summary>Dense bias that broadcasts to <c>[B, H, Nq, Nk]</c>. With packed sequences it is indexed by packed rows and keys.</summary>
     public BiasView Bias;
 

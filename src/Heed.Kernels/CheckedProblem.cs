@@ -136,13 +136,23 @@ internal sealed unsafe class CheckedProblem
         return new(index, batch, queryStart, queryLength, keyStart, keyLength, _alignedToStart ? 0 : keyLength - queryLength);
     }
 
+    /// <summary>Where a query stands among the keys. Queries past the last stand where the last does, or beyond.</summary>
+    public long Position(in SequenceSlice slice, long query) => Arguments.QueryPositions == null
+        ? query + slice.Shift
+        : Arguments.QueryPositions[(slice.Batch * Queries) + slice.QueryStart + Math.Min(query, slice.QueryLength - 1)];
+
     /// <summary>First key that a query sees by its position.</summary>
-    public long FirstKey(in SequenceSlice slice, long query) => _before < 0 ? 0 : Math.Max(0, query + slice.Shift - _before);
+    public long FirstKey(in SequenceSlice slice, long query) => _before < 0 ? 0 : Math.Max(0, Position(slice, query) - _before);
 
     /// <summary>End of the keys that a query sees by its position; at or below <see cref="FirstKey"/>: none.</summary>
     public long EndKey(in SequenceSlice slice, long query)
     {
-        var position = query + slice.Shift;
+        if (Arguments.Causal == Causality.None && _after < 0)
+        {
+            return slice.KeyLength;
+        }
+
+        var position = Position(slice, query);
         var end = Arguments.Causal == Causality.None ? slice.KeyLength : Math.Min(slice.KeyLength, position + 1);
         return _after < 0 ? end : Math.Min(end, position + _after + 1);
     }
@@ -150,6 +160,13 @@ internal sealed unsafe class CheckedProblem
     /// <summary>The queries that see a key by its position; none where the end is at or below the first.</summary>
     public (long First, long End) QueriesOf(in SequenceSlice slice, long key)
     {
+        if (Arguments.QueryPositions != null)
+        {
+            return (
+                Math.Max(Arguments.Causal == Causality.None ? 0 : FirstAt(slice, key), _after < 0 ? 0 : FirstAt(slice, key - _after)),
+                _before < 0 ? slice.QueryLength : FirstAt(slice, key + _before + 1));
+        }
+
         var aligned = key - slice.Shift;
         var first = Arguments.Causal == Causality.None ? 0 : aligned;
         first = _after < 0 ? first : Math.Max(first, aligned - _after);
@@ -162,7 +179,7 @@ internal sealed unsafe class CheckedProblem
 
     /// <summary>What a row is divided by under <see cref="Normalizer.ReluOverPosition"/>: the number of keys up to its position, at least one.</summary>
     public float KeysUpTo(in SequenceSlice slice, long query) =>
-        Math.Max(1, Arguments.Causal == Causality.None ? slice.KeyLength : query + slice.Shift + 1);
+        Math.Max(1, Arguments.Causal == Causality.None ? slice.KeyLength : Position(slice, query) + 1);
 
     /// <summary>Checks what the forward pass writes.</summary>
     public void CheckOutput()
@@ -189,6 +206,19 @@ internal sealed unsafe class CheckedProblem
             statistics.TopCount == 0 || (statistics.TopWeights != null && statistics.TopKeys != null),
             "statistics", "The largest weights need both TopWeights and TopKeys to be given.");
         Require(statistics.SetMass == null || statistics.KeySet != null || Keys == 0, "statistics", "The mass on a set of keys needs KeySet to be given.");
+    }
+
+    /// <summary>The first query that stands at a position or beyond.</summary>
+    private long FirstAt(in SequenceSlice slice, long position)
+    {
+        var (low, high) = (0L, slice.QueryLength);
+        while (low < high)
+        {
+            var middle = (low + high) / 2;
+            (low, high) = Position(slice, middle) < position ? (middle + 1, high) : (low, middle);
+        }
+
+        return low;
     }
 
     private static string Shape(in TensorView view) => $"[{view.Batch}, {view.Heads}, {view.Length}, {view.Width}]";
@@ -311,6 +341,7 @@ internal sealed unsafe class CheckedProblem
         {
             CheckLengths(a.QueryLengths, Queries, "queryLengths");
             CheckLengths(a.KeyLengths, Keys, "keyLengths");
+            CheckPositions(Batch);
             return;
         }
 
@@ -321,6 +352,31 @@ internal sealed unsafe class CheckedProblem
         Require(a.Sequences >= 0, "sequences", $"The number of packed sequences must not be negative but is {a.Sequences}.");
         CheckOffsets(a.QueryOffsets, Queries, "queryOffsets");
         CheckOffsets(a.KeyOffsets, Keys, "keyOffsets");
+        CheckPositions(a.Sequences);
+    }
+
+    private void CheckPositions(int sequences)
+    {
+        ref readonly var a = ref Arguments;
+        if (a.QueryPositions == null)
+        {
+            return;
+        }
+
+        Require(a.AlibiSlopes == null, "queryPositions", "Positions of queries and ALiBi slopes exclude each other: distances are computed for queries side by side.");
+        Require(a.Statistics.MeanDistance == null, "queryPositions", "Positions of queries and the mean distance exclude each other: distances are computed for queries side by side.");
+        for (var sequence = 0; sequence < sequences; sequence++)
+        {
+            var slice = Sequence(sequence);
+            var last = 0L;
+            for (var query = 0L; query < slice.QueryLength; query++)
+            {
+                var position = Position(slice, query);
+                Require(
+                    position >= last && position <= Keys, "queryPositions", $"Positions of queries lie from 0 to {Keys} and do not decrease within a sequence; {position} comes after {last}.");
+                last = position;
+            }
+        }
     }
 
     private void CheckLengths(long* lengths, long most, string name)

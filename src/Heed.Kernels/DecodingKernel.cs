@@ -92,7 +92,7 @@ internal sealed unsafe class DecodingKernel<TVector, TOps> : DecodingLoop
         var position = stackalloc long[queries];
         for (var i = 0; i < queries; i++)
         {
-            position[i] = i + slice.Shift;
+            position[i] = Problem.Position(slice, i);
             first[i] = Math.Max(Problem.FirstKey(slice, i), chunkStart);
             last[i] = i < slice.QueryLength ? Math.Min(Problem.EndKey(slice, i), chunkStart + Chunk) : 0;
             if (first[i] < last[i])

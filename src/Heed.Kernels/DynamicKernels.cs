@@ -322,12 +322,11 @@ internal sealed unsafe class DynamicKernelLoop<TVector, TOps, TChannels, TChanne
             largest = TOps.Max(largest, TOps.Load(weights + tap));
         }
 
-        var shift = TOps.Create(-TOps.MaxAcross(largest) * VectorMath.Log2E);
-        var scale = TOps.Create(VectorMath.Log2E);
+        var shift = TOps.Create(TOps.MaxAcross(largest));
         var sum = TOps.Zero;
         for (var tap = 0; tap < taps; tap += lanes)
         {
-            var power = TOps.Exp2(TOps.MultiplyAdd(TOps.Load(weights + tap), scale, shift));
+            var power = VectorMath.Exp<TVector, TOps>(TOps.Subtract(TOps.Load(weights + tap), shift));
             sum = TOps.Add(sum, power);
             TOps.Store(power, weights + tap);
         }

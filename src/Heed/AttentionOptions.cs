@@ -66,6 +66,10 @@ public sealed record AttentionOptions
     /// same.</summary>
     public torch.Tensor? KeyOffsets { get; init; }
 
+    /// <summary>Where each query stands among the keys of its sequence, int64 <c>[B, Nq]</c>, from 0 to Nk and not decreasing within a sequence: for queries that were picked out of a longer row. Causality and windows go by
+    /// it. Null: queries stand side by side. Not together with <see cref="AlibiBias"/>.</summary>
+    public torch.Tensor? QueryPositions { get; init; }
+
     /// <summary>Gate scores that multiply the output (already activated), broadcastable to <c>[B, H, Nq, Dv]</c> (gradient supported);
     /// null: none.</summary>
     public torch.Tensor? Gate { get; init; }

@@ -246,6 +246,7 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
 
             CheckLengths(options.QueryLengths, nameof(options.QueryLengths), Queries);
             CheckLengths(options.KeyLengths, nameof(options.KeyLengths), Keys);
+            CheckPositions(options);
             return;
         }
 
@@ -267,6 +268,44 @@ internal readonly record struct AttentionShape(long Batch, long Heads, long KeyH
         if (queries != keys)
         {
             throw Clash(nameof(options.QueryOffsets), $"{nameof(options.KeyOffsets)} of another length", $"{queries} and {keys} sequences cannot be paired");
+        }
+
+        CheckPositions(options);
+    }
+
+    private void CheckPositions(AttentionOptions options)
+    {
+        if (options.QueryPositions is not { } positions)
+        {
+            return;
+        }
+
+        if (positions.dtype != ScalarType.Int64 || positions.dim() != 2 || positions.size(0) != Batch || positions.size(1) != Queries)
+        {
+            throw Wrong(nameof(options.QueryPositions), $"holds one int64 position per query, [{Batch}, {Queries}]; {positions.dtype} {Text(positions)} was given");
+        }
+
+        if (options.Biases.OfType<AlibiBias>().Any())
+        {
+            throw Clash(nameof(options.QueryPositions), nameof(AlibiBias), "its distances are computed for queries side by side");
+        }
+
+        var offsets = options.QueryOffsets is { } packed ? SmallIntegers.Read(packed) : null;
+        var lengths = options.QueryLengths is { } given ? SmallIntegers.Read(given) : null;
+        var values = SmallIntegers.Read(positions);
+        for (var sequence = 0; sequence < (offsets is null ? Batch : offsets.Length - 1); sequence++)
+        {
+            var start = offsets is null ? sequence * Queries : offsets[sequence];
+            var end = offsets is null ? start + (lengths is null ? Queries : lengths[sequence]) : offsets[sequence + 1];
+            for (var last = 0L; start < end; start++)
+            {
+                if (values[start] < last || values[start] > Keys)
+                {
+                    throw Wrong(nameof(options.QueryPositions), $"lies from 0 to {Keys} and does not decrease within a sequence; {values[start]} comes after {last}");
+                }
+
+                last = values[start];
+            }
         }
     }
 

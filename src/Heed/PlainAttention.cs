@@ -326,13 +326,19 @@ internal static class PlainAttention
             var keyAt = keySequence.clamp(s_zero, last);
             var within = row - starts[at];
             var shift = toStart ? zeros_like(at) : keyStarts[at.add(s_one)] - keyStarts[at] - (starts[at.add(s_one)] - starts[at]);
-            return (within + shift, column - keyStarts[keyAt], inside.logical_and(sequence == keySequence));
+            return (Given(options, rows) ?? (within + shift), column - keyStarts[keyAt], inside.logical_and(sequence == keySequence));
         }
 
         var queryLengths = options.QueryLengths?.to(device).view(-1, 1, 1, 1) ?? tensor(queries, device: device).view(1, 1, 1, 1);
         var keyLengths = options.KeyLengths?.to(device).view(-1, 1, 1, 1) ?? tensor(keys, device: device).view(1, 1, 1, 1);
-        var position = toStart ? row : row + keyLengths - queryLengths;
+        var position = Given(options, rows) ?? (toStart ? row : row + keyLengths - queryLengths);
         return (position, column, (row < queryLengths).logical_and(column < keyLengths));
+    }
+
+    private static Tensor? Given(AttentionOptions options, IReadOnlyList<long>? rows)
+    {
+        var positions = options.QueryPositions?.unsqueeze(1).unsqueeze(-1);
+        return rows is null ? positions : positions?.index_select(2, tensor(rows.ToArray()));
     }
 
     /// <summary>The pairs of a block mask, and its biases if it has any, for chosen heads and rows: <c>[mask batches, heads, rows,

@@ -59,4 +59,15 @@ public class EntryPointTests
         },
         iter: 60,
         threads: 1);
+
+    [Fact]
+    public void Scans_agree_with_the_reference() => ScanSpec.Any(50).Sample(
+        spec =>
+        {
+            using var problem = new ScanProblem(spec);
+            problem.Compute(2);
+            problem.AssertMatches();
+        },
+        iter: 40,
+        threads: 1);
 }

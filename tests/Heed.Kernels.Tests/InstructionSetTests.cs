@@ -41,7 +41,7 @@ public class InstructionSetTests
 
         var report = await output + await errors;
         Assert.True(child.ExitCode == 0, report);
-        Assert.Contains("Total: 3", report, StringComparison.Ordinal);
+        Assert.Contains("Total: 4", report, StringComparison.Ordinal);
         Assert.Contains("Skipped: 0", report, StringComparison.Ordinal);
     }
 }

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using Heed.Lab.Images;
 using Heed.Lab.Inspection;
 using Heed.Models;
 using Spectre.Console;
@@ -17,7 +18,7 @@ internal static class InspectCommand
 
     public static Command Create()
     {
-        var model = new Option<string>("--model") { Description = "A model folder (config.json, weights, tokenizer.json), or a shipped model's name.", HelpName = "NAME|FOLDER", DefaultValueFactory = _ => ModelFolder.Default };
+        var model = new Option<string>("--model") { Description = "A model folder, or a shipped model's name; for pictures the folder that heed train wrote, or NAME:option=value,... of a vision model.", HelpName = "NAME|FOLDER", DefaultValueFactory = _ => ModelFolder.Default };
         var text = new Option<string?>("--text") { Description = "UTF-8 text to read; - for standard input. Without it, the page that ships with the model.", HelpName = "FILE|-" };
         var output = new Option<string>("--out") { Description = "The report to write.", HelpName = "FILE", DefaultValueFactory = _ => "report.html" };
         var tokens = new Option<int>("--tokens") { Description = $"The most tokens to look at. Default: the model's context, at most {InspectionOptions.DefaultTokens}.", HelpName = "N" }.Between(2, InspectionReport.MaximumTokens);
@@ -27,10 +28,13 @@ internal static class InspectCommand
             HelpName = "MB",
             DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
         }.Between(0.1, 1000);
+        var image = new Option<string?>("--image") { Description = "Look at a picture with a vision model: a file, or the number of a picture of Fashion-MNIST's test split.", HelpName = "FILE|N" };
+        var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
+        var data = new Option<string?>("--data") { Description = "Folder of Fashion-MNIST; the default is where its Debian package puts it.", HelpName = "FOLDER" };
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text and write a report (one HTML page) of what every head attends to.") { model, text, output, tokens, budget, attention, threads, json };
+        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, weights, data, output, tokens, budget, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
             var options = new InspectionOptions
@@ -42,7 +46,25 @@ internal static class InspectCommand
                 torch.set_num_threads(count);
             }
 
-            var folder = ModelFolder.Find(result.GetRequiredValue(model));
+            var name = result.GetRequiredValue(model);
+            if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
+            {
+                if (new Option[] { text, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)
+                {
+                    throw new ArgumentException($"{other.Name} is for texts: leave it out where a picture is looked at.");
+                }
+
+                return InspectImage.Run(
+                    new(result.GetResult(model) is { Implicit: false } ? name : null, result.GetValue(image), result.GetValue(weights), result.GetValue(data), result.GetRequiredValue(output), result.GetValue(json)),
+                    terminal, cancellation);
+            }
+
+            if (new[] { weights, data }.FirstOrDefault(option => result.GetValue(option) is not null) is { } without)
+            {
+                throw new ArgumentException($"{without.Name} is for pictures: say which with --image FILE or --image N.");
+            }
+
+            var folder = ModelFolder.Find(name);
             var mostBytes = (long)MostBytesPerToken * Math.Max(1024, options.Tokens ?? InspectionOptions.DefaultTokens);
             var (page, source) = TextSource.Read(result.GetValue(text), folder, mostBytes, cancellation);
             var path = result.GetRequiredValue(output);

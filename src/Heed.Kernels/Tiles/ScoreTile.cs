@@ -112,7 +112,7 @@ internal readonly unsafe struct ScoreTile<TVector, TOps, TScore, TMask>(CheckedP
         }
     }
 
-    private static ScoreRow Place(in SequenceSlice slice, int head, long query) => new(slice.Index, head, (int)query, (int)(query + slice.Shift));
+    private ScoreRow Place(in SequenceSlice slice, int head, long query) => new(slice.Index, head, (int)query, (int)_problem.Position(slice, query));
 
     private static Vector512<int> KeysAt(in ScorePiece piece, int column) => Vector512.Create((int)piece.First + column) + Vector512<int>.Indices;
 

@@ -111,7 +111,10 @@ public static class PaperCatalogue
         },
         new("moh", "MoH: Multi-Head Attention as Mixture-of-Head Attention", "2410.11842", 2024, Room.Heads,
             "A router gives each token its own few heads; shared heads are always on; the sum of heads is weighted.",
-            "Using 50 to 90 % of the heads mostly gains: LLaMA3-8B continued with 75 % rises from 61.6 to 64.0 over 14 tasks."),
+            "Using 50 to 90 % of the heads mostly gains: LLaMA3-8B continued with 75 % rises from 61.6 to 64.0 over 14 tasks.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/MixtureOfHeadAttention.cs",
+        },
         new("motionclr", "MotionCLR: Motion Generation and Training-free Editing via Understanding Attention Mechanisms", "2410.18977", 2024, Room.Edits,
             "Edits generated human motion through the maps of its frames and words: emphasise, erase, replace, shift.",
             "The cross-attention of a verb overlaps the movement with an IoU of 74.3 % (17.5 % for a random map)."),

@@ -19,9 +19,8 @@ public sealed record FashionMnist(ImageData Train, ImageData Test)
     // More than any split has; a header that claims more is not believed before memory is taken for it.
     private const int MostPictures = 100_000;
 
-    // Mean and deviation of the training pixels, on the scale from 0 to 1.
-    private const double Mean = 0.2860;
-    private const double Deviation = 0.3530;
+    /// <summary>Takes off the mean of all training pixels and divides by their standard deviation.</summary>
+    public static PixelScale Scale { get; } = new(0.2860, 0.3530);
 
     /// <summary>What the classes are called.</summary>
     public static IReadOnlyList<string> ClassNames { get; } = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
@@ -49,7 +48,7 @@ public sealed record FashionMnist(ImageData Train, ImageData Test)
         var pixels = Read(folder, $"{split}-images-idx3-ubyte", ImagesMagic, [Side, Side], byte.MaxValue);
         var labels = Read(folder, $"{split}-labels-idx1-ubyte", LabelsMagic, [], (byte)(ClassNames.Count - 1));
         return pixels.Length == labels.Length * Side * Side
-            ? new ImageData(Task, ClassNames, pixels, labels, Mean, Deviation)
+            ? new ImageData(Task, ClassNames, pixels, labels, Scale)
             : throw new InvalidDataException($"'{folder}' has {pixels.Length / (Side * Side):N0} {split} pictures and {labels.Length:N0} labels of them: get the files afresh.");
     }
 

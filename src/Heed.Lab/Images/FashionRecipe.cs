@@ -70,7 +70,7 @@ public sealed class FashionRecipe : TaskRecipe<ImageClassifier>
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(options);
-        var card = new ImageModelCard(choice, Name, FashionMnist.Task, FashionMnist.ClassNames, measures[0].Value, model.parameters().Sum(parameter => parameter.numel()));
+        var card = new ImageModelCard(choice, Name, FashionMnist.Task, FashionMnist.ClassNames, measures[0].Value, model.parameters().Sum(parameter => parameter.numel()), FashionMnist.Scale);
         return [card.Write(options.Output)];
     }
 }

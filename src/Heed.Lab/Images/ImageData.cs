@@ -7,8 +7,6 @@ public sealed class ImageData
 {
     private readonly byte[] _pixels;
     private readonly byte[] _labels;
-    private readonly double _mean;
-    private readonly double _deviation;
 
     // Where the pictures lie in the arrays, which subsets share.
     private readonly int[] _places;
@@ -18,30 +16,32 @@ public sealed class ImageData
     /// <param name="classNames">What the classes are called.</param>
     /// <param name="pixels">The pictures one after another, each <c>[channels, size, size]</c>, 0 to 255.</param>
     /// <param name="labels">The class of each, from 0.</param>
-    /// <param name="mean">What is taken off a pixel on the scale from 0 to 1.</param>
-    /// <param name="deviation">What it is then divided by, above 0.</param>
+    /// <param name="scale">How pixels become a model's input; null: from -1 to 1.</param>
     /// <exception cref="ArgumentException">The arrays do not fit the task, or a label is no class.</exception>
-    public ImageData(ImageTask task, IReadOnlyList<string> classNames, byte[] pixels, byte[] labels, double mean = 0.5, double deviation = 0.5)
-        : this(task, classNames, pixels, labels, mean, deviation, [.. Enumerable.Range(0, labels?.Length ?? 0)])
+    public ImageData(ImageTask task, IReadOnlyList<string> classNames, byte[] pixels, byte[] labels, PixelScale? scale = null)
+        : this(task, classNames, pixels, labels, scale ?? new(0.5, 0.5), [.. Enumerable.Range(0, labels?.Length ?? 0)])
     {
         ArgumentNullException.ThrowIfNull(pixels);
         ArgumentNullException.ThrowIfNull(labels);
         ArgumentNullException.ThrowIfNull(classNames);
-        if (pixels.LongLength != labels.LongLength * PixelsOf(task) || classNames.Count != task.Classes || labels.Any(label => label >= task.Classes) || !(deviation > 0))
+        if (pixels.LongLength != labels.LongLength * PixelsOf(task) || classNames.Count != task.Classes || labels.Any(label => label >= task.Classes) || !(Scale.Deviation > 0))
         {
             throw new ArgumentException(
                 $"{pixels.LongLength:N0} pixels, {labels.Length:N0} labels and {classNames.Count} names do not make pictures of {task.Channels} x {task.Size} x {task.Size} in {task.Classes} classes.", nameof(pixels));
         }
     }
 
-    private ImageData(ImageTask task, IReadOnlyList<string> classNames, byte[] pixels, byte[] labels, double mean, double deviation, int[] places) =>
-        (Task, ClassNames, _pixels, _labels, _mean, _deviation, _places) = (task, classNames, pixels, labels, mean, deviation, places);
+    private ImageData(ImageTask task, IReadOnlyList<string> classNames, byte[] pixels, byte[] labels, PixelScale scale, int[] places) =>
+        (Task, ClassNames, _pixels, _labels, Scale, _places) = (task, classNames, pixels, labels, scale, places);
 
     /// <summary>Size, channels and number of classes.</summary>
     public ImageTask Task { get; }
 
     /// <summary>What the classes are called.</summary>
     public IReadOnlyList<string> ClassNames { get; }
+
+    /// <summary>How pixels become a model's input.</summary>
+    public PixelScale Scale { get; }
 
     /// <summary>Number of pictures.</summary>
     public int Count => _places.Length;
@@ -61,7 +61,7 @@ public sealed class ImageData
         }
 
         var places = seed is { } value ? Shuffled(_places, value) : _places;
-        return new(Task, ClassNames, _pixels, _labels, _mean, _deviation, places[..count]);
+        return new(Task, ClassNames, _pixels, _labels, Scale, places[..count]);
     }
 
     /// <summary>The pictures of some classes, which become the classes 0, 1, ... in the order given.</summary>
@@ -84,7 +84,7 @@ public sealed class ImageData
         }
 
         byte[] labels = [.. places.Select(place => (byte)classes.ToList().IndexOf(_labels[place]))];
-        return new(Task with { Classes = classes.Count }, [.. classes.Select(label => ClassNames[label])], pixels, labels, _mean, _deviation);
+        return new(Task with { Classes = classes.Count }, [.. classes.Select(label => ClassNames[label])], pixels, labels, Scale);
     }
 
     /// <summary>The pixels of a picture, <c>[channels, size, size]</c>, 0 to 255.</summary>
@@ -106,7 +106,7 @@ public sealed class ImageData
             labels[i] = LabelOf(indices[i]);
         }
 
-        return (Normalize(tensor(bytes).view(indices.Count, Task.Channels, Task.Size, Task.Size)).MoveToOuterDisposeScope(), tensor(labels).MoveToOuterDisposeScope());
+        return (Scale.Apply(tensor(bytes).view(indices.Count, Task.Channels, Task.Size, Task.Size)).MoveToOuterDisposeScope(), tensor(labels).MoveToOuterDisposeScope());
     }
 
     /// <summary>Consecutive pictures.</summary>
@@ -114,17 +114,6 @@ public sealed class ImageData
     /// <param name="count">How many.</param>
     /// <inheritdoc cref="At" path="/returns"/>
     public (Tensor Images, Tensor Labels) Range(int first, int count) => At([.. Enumerable.Range(first, count)]);
-
-    /// <summary>Makes a model's input of pixels.</summary>
-    /// <param name="pixels">uint8, any shape.</param>
-    /// <returns>float32, normalised as the pictures of this set are.</returns>
-    public Tensor Normalize(Tensor pixels)
-    {
-        ArgumentNullException.ThrowIfNull(pixels);
-        using var scope = NewDisposeScope();
-        using TorchSharp.Scalar scale = 1 / (255 * _deviation), offset = -_mean / _deviation;
-        return pixels.to(float32).mul_(scale).add_(offset).MoveToOuterDisposeScope();
-    }
 
     /// <summary>Batches for training: every epoch all pictures once (but for a rest smaller than a batch) in an order of its own.</summary>
     /// <param name="size">Pictures of a batch; at most <see cref="Count"/> are used.</param>

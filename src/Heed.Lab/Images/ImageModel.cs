@@ -23,7 +23,20 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.VisionTransformer,
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
+        MixtureOfHeadModel.Entry,
         NiNformerModel.Entry,
+        FocalNetModel.Entry,
+        MambaOutModel.Entry,
+        ScanModels.SS2D,
+        ScanModels.PlainMamba,
+        ScanModels.LocalVim,
+        ScanModels.Atrous,
+        OverLoCKModel.Entry,
+        MobileNetModel.Entry,
+        AgentModel.Entry,
+        AgentModel.Linear,
+        GaussianModel.Entry,
+        VimModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

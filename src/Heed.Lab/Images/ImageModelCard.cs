@@ -13,7 +13,8 @@ namespace Heed.Lab.Images;
 /// <param name="ClassNames">What its classes are called.</param>
 /// <param name="Accuracy">Share of held-out pictures whose class it finds.</param>
 /// <param name="Parameters">Number of parameters.</param>
-public sealed record ImageModelCard(string Model, string Recipe, ImageTask Task, IReadOnlyList<string> ClassNames, double Accuracy, long Parameters)
+/// <param name="Scale">How pixels become the model's input.</param>
+public sealed record ImageModelCard(string Model, string Recipe, ImageTask Task, IReadOnlyList<string> ClassNames, double Accuracy, long Parameters, PixelScale Scale)
 {
     private const string CardFile = "model.json";
     private const string WeightsFile = "model.safetensors";

@@ -132,7 +132,7 @@ public static class ImageTraining
                 // Dropout of a step must not depend on whether the run was stopped before it.
                 manual_seed((options.Seed * 1_000_003L) + step);
                 var (images, labels) = batches(step);
-                var loss = nn.functional.cross_entropy(model.forward(images), labels, label_smoothing: options.LabelSmoothing);
+                var loss = model.Loss(images, labels, options.LabelSmoothing);
                 return model.ExtraLoss() is { } extra ? loss + extra : loss;
             },
             Items = _ => size,

@@ -1,11 +1,5 @@
 using System.Buffers.Binary;
 using System.IO.Compression;
-using System.Net;
-using System.Reflection;
-using System.Text;
-using System.Text.Encodings.Web;
-using System.Text.Json;
-using System.Text.Unicode;
 
 namespace Heed.Lab.Inspection;
 
@@ -21,7 +15,6 @@ public static class InspectionReport
     /// <summary>The longest sequence that a report can hold: keys are 16-bit.</summary>
     public const int MaximumTokens = 32768;
 
-    private const string Resource = "Heed.Lab.Inspection.report.html";
     private const ushort NoKey = ushort.MaxValue;
 
     /// <summary>Bytes that a head takes in the report at most (base64 of what does not compress at all).</summary>
@@ -74,94 +67,64 @@ public static class InspectionReport
             }
         }
 
-        using var writer = new StreamWriter(stream, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false), 1 << 16, leaveOpen: true);
-        var template = Template();
-        var at = 0;
-        foreach (var (mark, write) in new (string, Action)[]
-        {
-            ("{{title}}", () => writer.Write(WebUtility.HtmlEncode($"What {inspection.Model.Name} attends to"))),
-            ("{{data}}", () => writer.Write(Data(inspection))),
-            ("{{blobs}}", () => WriteBlocks(inspection, writer)),
-        })
-        {
-            var found = template.IndexOf(mark, at, StringComparison.Ordinal);
-            writer.Write(template.AsSpan(at, found - at));
-            write();
-            at = found + mark.Length;
-        }
-
-        writer.Write(template.AsSpan(at));
+        ReportPage.Write(stream, "report.html", $"What {inspection.Model.Name} attends to", [("data", writer => writer.Write(Data(inspection))), ("blobs", writer => WriteBlocks(inspection, writer))]);
     }
 
-    private static string Template()
+    private static string Data(InspectionResult inspection) => ReportPage.Json(json =>
     {
-        using var stream = typeof(InspectionReport).Assembly.GetManifestResourceStream(Resource)!;
-        using var reader = new StreamReader(stream);
-        return reader.ReadToEnd();
-    }
-
-    private static string Data(InspectionResult inspection)
-    {
-        using var buffer = new MemoryStream();
-        // Letters of every script stay readable; what could end a script element or a line of it (<, >, &, quotes, U+2028, controls) is escaped.
-        using (var json = new Utf8JsonWriter(buffer, new() { Encoder = JavaScriptEncoder.Create(UnicodeRanges.All) }))
+        var map = inspection.Heads.Count > 0 ? inspection.Heads[0].Map! : new PooledMap(inspection.Tokens.Count, 1, []);
+        json.WriteStartObject();
+        json.WriteString("generator", ReportPage.Generator);
+        json.WriteString("source", inspection.Source);
+        json.WriteStartObject("model");
+        json.WriteString("name", inspection.Model.Name);
+        json.WriteNumber("layers", inspection.Model.Layers);
+        json.WriteNumber("heads", inspection.Model.Heads);
+        json.WriteNumber("key_value_heads", inspection.Model.KeyValueHeads);
+        json.WriteNumber("parameters", inspection.Model.Parameters);
+        json.WriteEndObject();
+        json.WriteString("attention", inspection.Attention);
+        ReportPage.Number(json, "bits_per_byte", inspection.BitsPerByte);
+        ReportPage.Number(json, "bits_per_byte_without", inspection.BitsPerByteWithout);
+        ReportPage.Number(json, "loss_per_token", inspection.LossPerToken);
+        json.WriteNumber("tokens_per_cell", map.TokensPerCell);
+        json.WriteNumber("side", map.Side);
+        json.WriteNumber("top_count", inspection.TopCount);
+        ReportPage.Array(json, "notices", inspection.Notices, json.WriteStringValue);
+        ReportPage.Array(json, "looks", Enum.GetValues<HeadLook>(), look =>
         {
-            var map = inspection.Heads.Count > 0 ? inspection.Heads[0].Map! : new PooledMap(inspection.Tokens.Count, 1, []);
             json.WriteStartObject();
-            json.WriteString("generator", $"heed {Version()}");
-            json.WriteString("source", inspection.Source);
-            json.WriteStartObject("model");
-            json.WriteString("name", inspection.Model.Name);
-            json.WriteNumber("layers", inspection.Model.Layers);
-            json.WriteNumber("heads", inspection.Model.Heads);
-            json.WriteNumber("key_value_heads", inspection.Model.KeyValueHeads);
-            json.WriteNumber("parameters", inspection.Model.Parameters);
+            json.WriteString("key", Key(look));
+            json.WriteString("word", HeadLooks.Word(look));
+            json.WriteString("meaning", HeadLooks.Meaning(look));
             json.WriteEndObject();
-            json.WriteString("attention", inspection.Attention);
-            Number(json, "bits_per_byte", inspection.BitsPerByte);
-            Number(json, "bits_per_byte_without", inspection.BitsPerByteWithout);
-            Number(json, "loss_per_token", inspection.LossPerToken);
-            json.WriteNumber("tokens_per_cell", map.TokensPerCell);
-            json.WriteNumber("side", map.Side);
-            json.WriteNumber("top_count", inspection.TopCount);
-            Array(json, "notices", inspection.Notices, json.WriteStringValue);
-            Array(json, "looks", Enum.GetValues<HeadLook>(), look =>
-            {
-                json.WriteStartObject();
-                json.WriteString("key", Key(look));
-                json.WriteString("word", HeadLooks.Word(look));
-                json.WriteString("meaning", HeadLooks.Meaning(look));
-                json.WriteEndObject();
-            });
-            json.WriteStartObject("tokens");
-            Array(json, "text", inspection.Tokens, token => json.WriteStringValue(token.Text));
-            Array(json, "loss", inspection.Tokens, token => Value(json, token.Loss, 4));
-            Array(json, "raw", Enumerable.Range(0, inspection.Tokens.Count).Where(i => !inspection.Tokens[i].IsText), json.WriteNumberValue);
+        });
+        json.WriteStartObject("tokens");
+        ReportPage.Array(json, "text", inspection.Tokens, token => json.WriteStringValue(token.Text));
+        ReportPage.Array(json, "loss", inspection.Tokens, token => ReportPage.Value(json, token.Loss, 4));
+        ReportPage.Array(json, "raw", Enumerable.Range(0, inspection.Tokens.Count).Where(i => !inspection.Tokens[i].IsText), json.WriteNumberValue);
+        json.WriteEndObject();
+        ReportPage.Array(json, "heads", inspection.Heads, head =>
+        {
+            var statistics = head.Statistics;
+            json.WriteStartObject();
+            json.WriteNumber("layer", head.Layer);
+            json.WriteNumber("head", head.Head);
+            json.WriteString("look", Key(head.Look));
+            ReportPage.Number(json, "entropy", statistics.Entropy);
+            ReportPage.Number(json, "entropy_share", statistics.EntropyShare);
+            ReportPage.Number(json, "first_mass", statistics.FirstMass);
+            ReportPage.Number(json, "near_mass", statistics.NearMass);
+            ReportPage.Number(json, "mean_distance", statistics.MeanDistance);
+            ReportPage.Number(json, "previous_share", statistics.PreviousShare);
+            ReportPage.Number(json, "self_share", statistics.SelfShare);
+            ReportPage.Number(json, "induction", statistics.Induction);
+            ReportPage.Number(json, "computed_share", head.ComputedShare);
+            ReportPage.Number(json, "received_max", MostReceived(head));
             json.WriteEndObject();
-            Array(json, "heads", inspection.Heads, head =>
-            {
-                var statistics = head.Statistics;
-                json.WriteStartObject();
-                json.WriteNumber("layer", head.Layer);
-                json.WriteNumber("head", head.Head);
-                json.WriteString("look", Key(head.Look));
-                Number(json, "entropy", statistics.Entropy);
-                Number(json, "entropy_share", statistics.EntropyShare);
-                Number(json, "first_mass", statistics.FirstMass);
-                Number(json, "near_mass", statistics.NearMass);
-                Number(json, "mean_distance", statistics.MeanDistance);
-                Number(json, "previous_share", statistics.PreviousShare);
-                Number(json, "self_share", statistics.SelfShare);
-                Number(json, "induction", statistics.Induction);
-                Number(json, "computed_share", head.ComputedShare);
-                Number(json, "received_max", MostReceived(head));
-                json.WriteEndObject();
-            });
-            json.WriteEndObject();
-        }
-
-        return Encoding.UTF8.GetString(buffer.GetBuffer().AsSpan(0, (int)buffer.Length));
-    }
+        });
+        json.WriteEndObject();
+    });
 
     private static void WriteBlocks(InspectionResult inspection, StreamWriter writer)
     {
@@ -205,35 +168,4 @@ public static class InspectionReport
     private static double MostReceived(InspectedHead head) => head.MassReceived.Where(float.IsFinite).DefaultIfEmpty(0).Max();
 
     private static string Key(HeadLook look) => look.ToString().ToLowerInvariant();
-
-    private static void Array<T>(Utf8JsonWriter json, string name, IEnumerable<T> values, Action<T> write)
-    {
-        json.WriteStartArray(name);
-        foreach (var value in values)
-        {
-            write(value);
-        }
-
-        json.WriteEndArray();
-    }
-
-    private static void Number(Utf8JsonWriter json, string name, double? value)
-    {
-        json.WritePropertyName(name);
-        Value(json, value, 6);
-    }
-
-    private static void Value(Utf8JsonWriter json, double? value, int digits)
-    {
-        if (value is { } number && double.IsFinite(number))
-        {
-            json.WriteNumberValue(Math.Round(number, digits));
-        }
-        else
-        {
-            json.WriteNullValue();
-        }
-    }
-
-    private static string Version() => typeof(InspectionReport).Assembly.GetCustomAttribute<AssemblyInformationalVersionAttribute>()?.InformationalVersion.Split('+')[0] ?? "";
 }

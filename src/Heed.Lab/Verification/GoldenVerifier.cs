@@ -60,6 +60,12 @@ public static class GoldenVerifier
         new SpatialBiasModule(),
         new SvdBiasAttention(),
         new NeuralFactors(),
+        new MoHAttention(),
+        new MoHLlamaAttention(),
+        new TransNeXtAttentionOperation(),
+        new TransNeXtAggregatedAttention(),
+        new TransNeXtBlockOperation(),
+        new MoHDiT(),
         new ReducedAttentionOperation(),
         new ReducedEncoderOperation(),
         new CollapseStackOperation(),
@@ -143,7 +149,7 @@ public static class GoldenVerifier
             }
 
             using var scope = NewDisposeScope();
-            using var run = new GoldenRun(golden, TypeOf(golden));
+            using var run = new GoldenRun(golden, found.NeedsDouble ? ScalarType.Float64 : TypeOf(golden));
             found.Run(run);
             run.Finish();
             return new GoldenResult(name, operation, run.Worst.IsWithin, run.Worst.Error, run.Worst.Tolerance, $"worst: {run.Worst.Name}");

@@ -12,7 +12,7 @@ public static class AgentDeiT
     /// <param name="dropPath">Probability of dropping the last block's branches in training.</param>
     public static VisionTransformer Tiny(int imageSize = 224, int classes = 1000, double dropPath = 0) => Make(Published(imageSize, classes, 192, dropPath), 3, [49, 49, 49, 49]);
 
-    /// <summary>The small model: 22.7 million parameters at 224 pixels, 23.1 at 448.</summary>
+    /// <summary>The small model: 22.6 million parameters at 224 pixels, 23.1 at 448.</summary>
     /// <param name="imageSize">Side of the pictures, a multiple of 16.</param>
     /// <param name="classes">Number of classes.</param>
     /// <param name="dropPath">Probability of dropping the last block's branches in training.</param>
@@ -48,7 +48,7 @@ public static class AgentDeiT
             {
                 Width = place.Width, Heads = heads, Grid = (place.Grid, place.Grid), Agents = agents[StageOf(place.Layer)], ClassToken = place.ClassToken, ProjectionBias = projectionBias, BiasGrid = biasGrid,
             }) { Site = place.Site, Hooks = place.Hooks }
-            : new SelfAttention(place.Width, heads, projectionBias) { Site = place.Site, Hooks = place.Hooks });
+            : new MultiHeadAttention(new() { Width = place.Width, Heads = heads, QueryBias = projectionBias, KeyBias = projectionBias, ValueBias = projectionBias }, place.Site) { Hooks = place.Hooks });
     }
 
     private static int StageOf(int layer) => (layer / 2) switch { 0 => 0, 1 => 1, <= 4 => 2, _ => 3 };

@@ -33,6 +33,16 @@ public abstract class ImageClassifier : nn.Module<Tensor, Tensor>
     /// <returns><c>[B, C', H', W']</c>: channels of the last stage over the grid of its positions (without class tokens).</returns>
     public abstract Tensor Features(Tensor images);
 
+    /// <summary>What training on a batch minimises, before <see cref="ExtraLoss"/>: the mean cross-entropy, nats.</summary>
+    /// <param name="images"><c>[B, C, H, W]</c>.</param>
+    /// <param name="labels"><c>[B]</c> int64.</param>
+    /// <param name="labelSmoothing">Share of the probability that is spread over all classes.</param>
+    public virtual Tensor Loss(Tensor images, Tensor labels, double labelSmoothing = 0)
+    {
+        using var scope = NewDisposeScope();
+        return nn.functional.cross_entropy(forward(images), labels, label_smoothing: labelSmoothing).MoveToOuterDisposeScope();
+    }
+
     /// <summary>What the model adds to the loss of its last forward pass in training, for example its routers' balance; null: nothing.</summary>
     public virtual Tensor? ExtraLoss() => null;
 

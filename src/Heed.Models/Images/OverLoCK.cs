@@ -173,6 +173,17 @@ public sealed class OverLoCK : ImageClassifier
         return head.forward(Features(images)).flatten(1).MoveToOuterDisposeScope();
     }
 
+    /// <inheritdoc/>
+    /// <remarks>The overview's own head takes part with a weight of 0.4, as in the paper.</remarks>
+    public override Tensor Loss(Tensor images, Tensor labels, double labelSmoothing = 0)
+    {
+        using var scope = NewDisposeScope();
+        using Scalar weight = 0.4;
+        var (logits, auxiliary) = ForwardWithAuxiliary(images);
+        Tensor Nats(Tensor values) => nn.functional.cross_entropy(values, labels, label_smoothing: labelSmoothing);
+        return (Nats(logits) + (Nats(auxiliary) * weight)).MoveToOuterDisposeScope();
+    }
+
     /// <summary>The logits of both heads: training minimises the cross-entropy of the first plus 0.4 times that of the second.</summary>
     /// <param name="images"><c>[B, channels, H, W]</c>.</param>
     /// <returns><c>[B, classes]</c> from Focus-Net, and <c>[B, classes]</c> from the overview alone.</returns>

@@ -130,6 +130,9 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
     /// <summary>The hooks that the module's attention calls pass on; null: none.</summary>
     public AttentionHooks? Hooks { get; set; }
 
+    /// <summary>Chooses the heads of every token by the lengths of its queries, before they are rotated; null: all heads are used. Not together with a gate of the heads' outputs.</summary>
+    public QueryNormHeadRouter? Router { get; set; }
+
     private int GatedHeads => _options.Gate.Position is GatePosition.Value or GatePosition.Key ? _keyValueHeads : _options.Heads;
 
     private int ScoresPerHead => _options.Gate.Granularity == GateGranularity.Headwise ? 1 : _headWidth;
@@ -190,6 +193,7 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
                 break;
         }
 
+        var routing = Router?.Route(query, training);
         query = q_norm?.forward(query) ?? query;
         key = k_norm?.forward(key) ?? key;
         if (rotary is not null)
@@ -207,7 +211,9 @@ public sealed class GatedAttention : nn.Module<Tensor, Tensor>
             (keys, values) = cache.Append(Site.Layer, keys, values);
         }
 
-        var heads = Attention.Compute(query.transpose(1, 2), keys, values, attention, Site, Hooks).transpose(1, 2);
+        var heads = (routing is null
+            ? Attention.Compute(query.transpose(1, 2), keys, values, attention, Site, Hooks)
+            : RoutedHeads.Compute(query.transpose(1, 2), keys, values, routing, attention, Site, Hooks)).transpose(1, 2);
         heads = _options.Nonlinearity switch
         {
             HeadNonlinearity.SiLU => nn.functional.silu(heads),

@@ -21,6 +21,7 @@ internal sealed unsafe class FusedProblem
     private readonly long[]? _keyLengths;
     private readonly long[]? _queryOffsets;
     private readonly long[]? _keyOffsets;
+    private readonly long[]? _positions;
     private readonly int _threads;
 
     /// <summary>Prepares a call whose inputs and options have been checked. Conversions are ordinary, differentiable libtorch operations;
@@ -73,6 +74,7 @@ internal sealed unsafe class FusedProblem
         _queryLengths = options.QueryLengths is null ? null : SmallIntegers.Read(options.QueryLengths);
         _keyLengths = options.KeyLengths is null ? null : SmallIntegers.Read(options.KeyLengths);
         _queryOffsets = options.QueryOffsets is null ? null : SmallIntegers.Read(options.QueryOffsets);
+        _positions = options.QueryPositions is null ? null : SmallIntegers.Read(options.QueryPositions);
         _keyOffsets = options.KeyOffsets is null ? _queryOffsets : SmallIntegers.Read(options.KeyOffsets);
     }
 
@@ -114,9 +116,9 @@ internal sealed unsafe class FusedProblem
     /// <param name="statistics">Receives the row statistics; null: none.</param>
     public void Forward(Tensor output, Tensor? logSumExp, StatisticsBuffers? statistics = null)
     {
-        fixed (long* queryLengths = _queryLengths, keyLengths = _keyLengths, queryOffsets = _queryOffsets, keyOffsets = _keyOffsets)
+        fixed (long* queryLengths = _queryLengths, keyLengths = _keyLengths, queryOffsets = _queryOffsets, keyOffsets = _keyOffsets, positions = _positions)
         {
-            var arguments = Arguments(Tensors, output, logSumExp, queryLengths, keyLengths, queryOffsets, keyOffsets);
+            var arguments = Arguments(Tensors, output, logSumExp, queryLengths, keyLengths, queryOffsets, keyOffsets, positions);
             if (statistics is not null)
             {
                 arguments.Statistics = statistics.Rows();
@@ -144,9 +146,9 @@ internal sealed unsafe class FusedProblem
     /// <param name="gradients">Receive the gradients; null where not wanted.</param>
     public void Backward(Tensor?[] inputs, Tensor output, Tensor? logSumExp, Tensor outputGradient, Tensor? logSumExpGradient, Tensor?[] gradients)
     {
-        fixed (long* queryLengths = _queryLengths, keyLengths = _keyLengths, queryOffsets = _queryOffsets, keyOffsets = _keyOffsets)
+        fixed (long* queryLengths = _queryLengths, keyLengths = _keyLengths, queryOffsets = _queryOffsets, keyOffsets = _keyOffsets, positions = _positions)
         {
-            var arguments = Arguments(inputs, output, logSumExp, queryLengths, keyLengths, queryOffsets, keyOffsets);
+            var arguments = Arguments(inputs, output, logSumExp, queryLengths, keyLengths, queryOffsets, keyOffsets, positions);
             var targets = new AttentionGradients
             {
                 Output = TensorMemory.View(outputGradient),
@@ -208,6 +210,7 @@ internal sealed unsafe class FusedProblem
             KeyLengths = Integers(_keyLengths),
             QueryOffsets = Integers(_queryOffsets),
             KeyOffsets = Integers(_keyOffsets),
+            QueryPositions = Integers(_positions)?.view(_shape.Batch, _shape.Queries),
         };
     }
 
@@ -255,7 +258,7 @@ internal sealed unsafe class FusedProblem
     }
 
     private AttentionArguments Arguments(
-        Tensor?[] inputs, Tensor output, Tensor? logSumExp, long* queryLengths, long* keyLengths, long* queryOffsets, long* keyOffsets)
+        Tensor?[] inputs, Tensor output, Tensor? logSumExp, long* queryLengths, long* keyLengths, long* queryOffsets, long* keyOffsets, long* positions)
     {
         var arguments = new AttentionArguments(
             TensorMemory.View(inputs[Query]!), TensorMemory.View(inputs[Key]!), TensorMemory.View(inputs[Value]!), TensorMemory.View(output))
@@ -270,6 +273,7 @@ internal sealed unsafe class FusedProblem
             KeyLengths = keyLengths,
             QueryOffsets = queryOffsets,
             KeyOffsets = keyOffsets,
+            QueryPositions = positions,
             Sequences = _queryOffsets is null ? 0 : _queryOffsets.Length - 1,
             BlockMask = _mask,
             KeyRuns = _runs,

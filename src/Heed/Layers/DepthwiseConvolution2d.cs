@@ -50,10 +50,7 @@ public sealed class DepthwiseConvolution2d : nn.Module<Tensor, Tensor>
     {
         ArgumentNullException.ThrowIfNull(input);
         using var scope = NewDisposeScope();
-        var padding = weight.shape[2] / 2 * _dilation;
-        var result = _dilation == 1
-            ? DepthwiseConvolution.Apply(input, weight, bias)
-            : nn.functional.conv2d(input, weight, bias, padding: [padding, padding], dilation: [_dilation, _dilation], groups: weight.shape[0]);
+        var result = DepthwiseConvolution.Apply(input, weight, bias, _dilation);
         return (_residual ? input + result : result).MoveToOuterDisposeScope();
     }
 }

@@ -153,13 +153,13 @@ public abstract class AgentAttentionModule : nn.Module<Tensor, Tensor>, IMapSour
     }
 
     /// <summary>Sums a depth-wise convolution of the values <c>[B, C, H, W]</c> to the grid's tokens.</summary>
-    private protected Tensor AddConvolution(Tensor tokens, Tensor grid, Conv2d convolution)
+    private protected Tensor AddConvolution(Tensor tokens, Tensor grid, DepthwiseConvolution2d convolution)
     {
-        var local = DepthwiseConvolution.Apply(grid, convolution.weight!, convolution.bias).flatten(2).transpose(1, 2);
+        var local = convolution.forward(grid).flatten(2).transpose(1, 2);
         return tokens + (HasClassToken ? nn.functional.pad(local, [0, 0, 1, 0]) : local);
     }
 
-    private static Parameter Bias(params long[] shape) => Parameters.Make(shape, tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+    private static Parameter Bias(params long[] shape) => Parameters.Make(shape, tensor => Parameters.DrawNormal(tensor));
 
     /// <summary>Bilinear with half-pixel centres, as a grid of another size lies over the same picture.</summary>
     private static Tensor Resize(Tensor grid, long height, long width) =>
@@ -197,7 +197,7 @@ public sealed class AgentAttention2d : AgentAttentionModule
     private readonly Linear? kv;
     private readonly Conv2d? sr;
     private readonly LayerNorm? norm;
-    private readonly Conv2d? dwc;
+    private readonly DepthwiseConvolution2d? dwc;
     private readonly Linear proj;
     private readonly AgentAttentionOptions _options;
 
@@ -228,7 +228,7 @@ public sealed class AgentAttention2d : AgentAttentionModule
             qkv = nn.Linear(width, 3 * width, options.ProjectionBias);
         }
 
-        dwc = options.Convolution ? nn.Conv2d(width, width, 3, padding: 1, groups: width) : null;
+        dwc = options.Convolution ? new(width, 3) : null;
         proj = nn.Linear(width, width);
         RegisterComponents();
         Parameters.Keep(this);
@@ -292,7 +292,7 @@ public sealed class AgentAttention2d : AgentAttentionModule
 /// <summary>Agent attention within stripes of a grid, the form of CSWin (arXiv 2107.00652): no projections of its own, agents, biases and convolution (<c>get_v</c>) inside every stripe.</summary>
 public sealed class StripedAgentAttention : AgentAttentionModule
 {
-    private readonly Conv2d? get_v;
+    private readonly DepthwiseConvolution2d? get_v;
     private readonly int _channels;
     private readonly (int Height, int Width) _grid;
     private readonly (int Height, int Width) _stripe;
@@ -311,7 +311,7 @@ public sealed class StripedAgentAttention : AgentAttentionModule
     {
         Stripes.Check(grid, stripe);
         (_channels, _grid, _stripe) = (width, grid, stripe);
-        get_v = convolution ? nn.Conv2d(width, width, 3, padding: 1, groups: width) : null;
+        get_v = convolution ? new(width, 3) : null;
         RegisterComponents();
         Parameters.Keep(this);
     }
@@ -333,40 +333,4 @@ public sealed class StripedAgentAttention : AgentAttentionModule
 
         return Stripes.Join(output, _grid, _stripe).MoveToOuterDisposeScope();
     }
-}
-
-/// <summary>A grid cut into equal boxes, one after another, and back.</summary>
-internal static class Stripes
-{
-    public static void Check((int Height, int Width) grid, (int Height, int Width) stripe)
-    {
-        if (grid.Height < 1 || grid.Width < 1 || grid.Height % stripe.Height != 0 || grid.Width % stripe.Width != 0)
-        {
-            throw new ArgumentException($"Stripes divide the grid; {stripe.Height} x {stripe.Width} and {grid.Height} x {grid.Width} were given.", nameof(stripe));
-        }
-    }
-
-    public static void CheckInput(Tensor input, (int Height, int Width) grid, int channels)
-    {
-        ArgumentNullException.ThrowIfNull(input);
-        if (input.dim() != 4 || input.shape[0] != 3 || input.shape[2] != grid.Height * grid.Width || input.shape[3] != channels)
-        {
-            throw new ArgumentException($"The input is [3 (queries, keys, values), batch, {grid.Height * grid.Width} tokens, {channels}]; {AttentionShape.Text(input)} was given.", nameof(input));
-        }
-    }
-
-    /// <summary><c>[B, H W, C]</c> to <c>[B stripes, h w, C]</c>.</summary>
-    public static Tensor Cut(Tensor tokens, (int Height, int Width) grid, (int Height, int Width) stripe) => stripe == grid ? tokens
-        : tokens.reshape(tokens.shape[0], grid.Height / stripe.Height, stripe.Height, grid.Width / stripe.Width, stripe.Width, tokens.shape[2])
-            .permute(0, 1, 3, 2, 4, 5).reshape(-1, stripe.Height * stripe.Width, tokens.shape[2]);
-
-    /// <summary><c>[B stripes, h w, C]</c> to <c>[B, H W, C]</c>.</summary>
-    public static Tensor Join(Tensor tokens, (int Height, int Width) grid, (int Height, int Width) stripe) => stripe == grid ? tokens
-        : tokens.reshape(-1, grid.Height / stripe.Height, grid.Width / stripe.Width, stripe.Height, stripe.Width, tokens.shape[2])
-            .permute(0, 1, 3, 2, 4, 5).reshape(-1, grid.Height * grid.Width, tokens.shape[2]);
-
-    /// <summary>Maps <c>[B stripes, maps, h, w]</c> to <c>[B, maps, H, W]</c>.</summary>
-    public static Tensor Picture(Tensor maps, (int Height, int Width) grid, (int Height, int Width) stripe) =>
-        maps.reshape(-1, grid.Height / stripe.Height, grid.Width / stripe.Width, maps.shape[1], stripe.Height, stripe.Width)
-            .permute(0, 3, 1, 4, 2, 5).reshape(-1, maps.shape[1], grid.Height, grid.Width);
 }

@@ -1,9 +1,12 @@
+using Heed.Interop;
 using static TorchSharp.torch;
 
 namespace Heed.Mixers;
 
 /// <summary>The selective scan S6 (arXiv 2312.00752, section 3): a linear recurrence per channel whose step, input and output maps depend on the input. <c>h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t</c>,
 /// <c>y_t = C_t h_t + D u_t</c>, times <c>SiLU(z_t)</c> where there is a gate. The input map is discretised by Euler's rule, as every implementation does.</summary>
+/// <remarks>float32 on the CPU goes through <see cref="Kernels.FusedScan"/>: time and memory linear in the length, the same bits for any number of threads, either memory order of the sequences without a copy
+/// (<c>[B, D, T]</c> dense, or the transposed view of <c>[B, T, D]</c>). Everything else is computed step by step in libtorch operations. Gradients of gradients take that way, too.</remarks>
 public static class SelectiveScan
 {
     /// <summary>Scans sequences, with gradients for every tensor (none through the last state).</summary>
@@ -16,13 +19,42 @@ public static class SelectiveScan
     /// <param name="gate">z, <c>[B, D, T]</c>; null: none.</param>
     /// <param name="deltaBias"><c>[D]</c>, added to the steps; null: none.</param>
     /// <param name="deltaSoftplus">Whether steps pass through softplus.</param>
-    /// <returns>The output <c>[B, D, T]</c> and the state after the last step <c>[B, D, N]</c> (without gradient).</returns>
+    /// <returns>The output <c>[B, D, T]</c>, in the memory order of <paramref name="u"/>, and the state after the last step <c>[B, D, N]</c> (without gradient). In half precision, steps and states are float32, and so is
+    /// the last state.</returns>
     /// <exception cref="ArgumentException">Shapes do not fit, T is 0, or G does not divide D.</exception>
     public static (Tensor Output, Tensor LastState) Apply(
         Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip = null, Tensor? gate = null, Tensor? deltaBias = null, bool deltaSoftplus = false)
     {
         Check(u, delta, a, b, c, skip, gate, deltaBias);
-        return PlainSelectiveScan.Apply(u, delta, a, b, c, skip, gate, deltaBias, deltaSoftplus);
+        var type = u.dtype;
+        if (type == ScalarType.Float32 && u.device_type == TorchSharp.DeviceType.CPU && IsFloat32(delta, a, b, c, skip, gate, deltaBias))
+        {
+            return SelectiveScanFunction.Compute(new(u, delta, a, b, c, skip, gate, deltaBias), deltaSoftplus);
+        }
+
+        if (type is not (ScalarType.Float16 or ScalarType.BFloat16))
+        {
+            return PlainSelectiveScan.Apply(u, delta, a, b, c, skip, gate, deltaBias, deltaSoftplus);
+        }
+
+        // Steps and states would lose what they accumulate in half precision.
+        using var scope = NewDisposeScope();
+        var (output, state) = Apply(
+            u.to(float32), delta.to(float32), a.to(float32), b.to(float32), c.to(float32), skip?.to(float32), gate?.to(float32), deltaBias?.to(float32), deltaSoftplus);
+        return (output.to(type).MoveToOuterDisposeScope(), state.MoveToOuterDisposeScope());
+    }
+
+    private static bool IsFloat32(params ReadOnlySpan<Tensor?> tensors)
+    {
+        foreach (var tensor in tensors)
+        {
+            if (tensor is not null && tensor.dtype != ScalarType.Float32)
+            {
+                return false;
+            }
+        }
+
+        return true;
     }
 
     private static void Check(Tensor u, Tensor delta, Tensor a, Tensor b, Tensor c, Tensor? skip, Tensor? gate, Tensor? deltaBias)

@@ -20,6 +20,16 @@ public unsafe class VectorMathTests
         VectorWidths.ForEach(new Accuracy(Math.Tanh, Function.Tanh, -12, 12, 3e-7));
 
     [Fact]
+    public void Softplus_and_its_derivative_are_accurate()
+    {
+        VectorWidths.ForEach(new Accuracy(x => x > 0 ? x + Log1P(Math.Exp(-x)) : Log1P(Math.Exp(x)), Function.Softplus, -20, 60, 2e-6));
+        VectorWidths.ForEach(new Accuracy(x => 1 / (1 + Math.Exp(-x)), Function.SoftplusDerivative, -20, 60, 2e-6));
+
+        // log(1 + y) loses y's last digits where y is small; its series does not.
+        static double Log1P(double y) => y > 1e-5 ? Math.Log(1 + y) : y - (y * y / 2);
+    }
+
+    [Fact]
     public void Exp2_treats_the_edges_as_the_formula_does() => VectorWidths.ForEach(new Edges());
 
     internal enum Function
@@ -27,6 +37,8 @@ public unsafe class VectorMathTests
         Exp2,
         Sigmoid,
         Tanh,
+        Softplus,
+        SoftplusDerivative,
     }
 
     private static float[] Evaluate<TVector, TOps>(Function function, float[] x)
@@ -45,6 +57,8 @@ public unsafe class VectorMathTests
                     {
                         Function.Exp2 => TOps.Exp2(v),
                         Function.Sigmoid => VectorMath.Sigmoid<TVector, TOps>(v),
+                        Function.Softplus => VectorMath.Softplus<TVector, TOps>(v, out _),
+                        Function.SoftplusDerivative => Derivative(v),
                         _ => VectorMath.Tanh<TVector, TOps>(v),
                     },
                     p + i);
@@ -52,6 +66,12 @@ public unsafe class VectorMathTests
         }
 
         return padded[..x.Length];
+
+        static TVector Derivative(TVector v)
+        {
+            VectorMath.Softplus<TVector, TOps>(v, out var derivative);
+            return derivative;
+        }
     }
 
     private sealed class Accuracy(Func<double, double> exact, Function function, float low, float high, double tolerance) : IWidthAction

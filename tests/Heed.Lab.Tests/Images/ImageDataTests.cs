@@ -8,7 +8,7 @@ public sealed class ImageDataTests
 {
     // Picture i is filled with 10 i and has the class i modulo 4.
     private static ImageData Data(int count = 21) => new(
-        new(2, 1, 4), ["a", "b", "c", "d"], [.. Enumerable.Range(0, 4 * count).Select(i => (byte)(i / 4 * 10))], [.. Enumerable.Range(0, count).Select(i => (byte)(i % 4))], mean: 0.5, deviation: 0.25);
+        new(2, 1, 4), ["a", "b", "c", "d"], [.. Enumerable.Range(0, 4 * count).Select(i => (byte)(i / 4 * 10))], [.. Enumerable.Range(0, count).Select(i => (byte)(i % 4))], new(0.5, 0.25));
 
     [Fact]
     public void An_epoch_shows_every_picture_once_and_the_next_one_in_another_order()

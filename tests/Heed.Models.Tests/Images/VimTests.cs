@@ -3,7 +3,6 @@ using Heed.Mixers;
 using Heed.Models.Checkpoints;
 using Heed.Models.Images;
 using Heed.Probes;
-using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 

@@ -21,6 +21,7 @@ internal static partial class HeedCommand
             BenchCommand.Create(),
             ReproduceCommand.Create(),
             TrainCommand.Create(),
+            CompareCommand.Create(),
             DrawCommand.Create(),
             RankCommand.Create(),
             AttentionCommand.Create(),

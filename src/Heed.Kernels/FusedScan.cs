@@ -109,8 +109,8 @@ public static unsafe class FusedScan
 internal readonly struct ScanShape
 {
     // Enough units to keep threads busy and balanced; more would only make more partial sums of the maps' gradients.
-    private const int WantedUnits = 16;
-    private const int MostVectorsOfUnit = 4;
+    private const int WantedUnits = 12;
+    private const int MostVectorsOfUnit = 8;
 
     public ScanShape(in ScanArguments arguments, int lanes)
     {

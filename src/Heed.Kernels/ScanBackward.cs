@@ -155,14 +155,14 @@ internal sealed unsafe class ScanBackwardLoop<TVector, TOps, TConstantB, TConsta
     {
         var (lanes, states) = (TOps.Lanes, _arguments.States);
         var (first, channels) = (_shape.FirstChannel(run, vector), _shape.Held(vector));
-        ScanPanels.Gather<TVector, TOps>(_arguments.Delta, batch, first, time, channels, steps, work.Step);
-        ScanPanels.Gather<TVector, TOps>(_arguments.Input, batch, first, time, channels, steps, work.Input);
-        ScanPanels.Gather<TVector, TOps>(_gradients.Output, batch, first, time, channels, steps, work.Incoming);
+        ScanPanels.Gather<TVector, TOps>(_arguments.Delta, batch, first, time, channels, steps, work.Step, -FusedScan.Chunk);
+        ScanPanels.Gather<TVector, TOps>(_arguments.Input, batch, first, time, channels, steps, work.Input, -FusedScan.Chunk);
+        ScanPanels.Gather<TVector, TOps>(_gradients.Output, batch, first, time, channels, steps, work.Incoming, -FusedScan.Chunk);
         Prepare(steps, _arguments.DeltaSoftplus, work.Bias(v), work.Step, work.Slope, work.Input, work.Weighted, work.OfInput, work.OfStep);
         var gated = _arguments.Gate.IsGiven;
         if (gated)
         {
-            ScanPanels.Gather<TVector, TOps>(_arguments.Gate, batch, first, time, channels, steps, work.Gate);
+            ScanPanels.Gather<TVector, TOps>(_arguments.Gate, batch, first, time, channels, steps, work.Gate, -FusedScan.Chunk);
             OpenGate(steps, work.Skip(v), work.Input, work.Gate, work.Incoming, work.OfGate, work.Ungated);
         }
 
@@ -174,6 +174,12 @@ internal sealed unsafe class ScanBackwardLoop<TVector, TOps, TConstantB, TConsta
         var (mapB, mapC) = (TConstantB.Value == 1 ? 0 : _b.TimeStride, TConstantC.Value == 1 ? 0 : _c.TimeStride);
         var (across, down) = (TConstantB.Value == 1 ? lanes : 1, TConstantC.Value == 1 ? lanes : 1);
         var kept = _arguments.Checkpoints + (((((batch * _shape.Runs) + run) * _shape.RunVectors) + vector) * _shape.Chunks * _shape.StateFloats) + (chunk * _shape.StateFloats);
+        for (long line = 0; line < _shape.StateFloats; line += 16)
+        {
+            // The state that the next chunk starts from.
+            TOps.Prefetch(kept - _shape.StateFloats + line);
+        }
+
         var sumB = TConstantB.Value == 1 ? constantB : _sumsB + (item * MapFloats) + (time * states);
         var sumC = TConstantC.Value == 1 ? constantC : _sumsC + (item * MapFloats) + (time * states);
         for (var n = 0; n < states;)
@@ -223,12 +229,12 @@ internal sealed unsafe class ScanBackwardLoop<TVector, TOps, TConstantB, TConsta
 
         var single = constantC + (TConstantC.Value * _shape.StateFloats);
         Close(steps, work.Skip(v), work.Step, work.Slope, work.Input, work.Incoming, work.OfInput, work.OfStep, single, single + lanes);
-        ScanPanels.Scatter<TVector, TOps>(work.OfInput, _gradients.Input, batch, first, time, channels, steps);
-        ScanPanels.Scatter<TVector, TOps>(work.OfStep, _gradients.Delta, batch, first, time, channels, steps);
+        ScanPanels.Scatter<TVector, TOps>(work.OfInput, _gradients.Input, batch, first, time, channels, steps, -FusedScan.Chunk);
+        ScanPanels.Scatter<TVector, TOps>(work.OfStep, _gradients.Delta, batch, first, time, channels, steps, -FusedScan.Chunk);
         if (gated)
         {
             CloseGate(steps, work.Ungated, work.OfGate);
-            ScanPanels.Scatter<TVector, TOps>(work.OfGate, _gradients.Gate, batch, first, time, channels, steps);
+            ScanPanels.Scatter<TVector, TOps>(work.OfGate, _gradients.Gate, batch, first, time, channels, steps, -FusedScan.Chunk);
         }
     }
 

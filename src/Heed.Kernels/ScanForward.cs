@@ -92,8 +92,8 @@ internal sealed unsafe class ScanForwardLoop<TVector, TOps, TConstantB, TConstan
                 new ReadOnlySpan<float>(state, (int)_shape.StateFloats).CopyTo(new Span<float>(kept, (int)_shape.StateFloats));
             }
 
-            ScanPanels.Gather<TVector, TOps>(arguments.Delta, batch, first, time, channels, steps, step);
-            ScanPanels.Gather<TVector, TOps>(arguments.Input, batch, first, time, channels, steps, input);
+            ScanPanels.Gather<TVector, TOps>(arguments.Delta, batch, first, time, channels, steps, step, FusedScan.Chunk);
+            ScanPanels.Gather<TVector, TOps>(arguments.Input, batch, first, time, channels, steps, input, FusedScan.Chunk);
             Prepare(steps, arguments.DeltaSoftplus, skip, bias, step, input, weighted, sum);
             var b = TConstantB.Value == 1 ? constantB : _b.At(batch, run, _shape.Runs, time);
             var c = TConstantC.Value == 1 ? constantC : _c.At(batch, run, _shape.Runs, time);
@@ -112,11 +112,11 @@ internal sealed unsafe class ScanForwardLoop<TVector, TOps, TConstantB, TConstan
 
             if (arguments.Gate.IsGiven)
             {
-                ScanPanels.Gather<TVector, TOps>(arguments.Gate, batch, first, time, channels, steps, gate);
+                ScanPanels.Gather<TVector, TOps>(arguments.Gate, batch, first, time, channels, steps, gate, FusedScan.Chunk);
                 Close(steps, gate, sum);
             }
 
-            ScanPanels.Scatter<TVector, TOps>(sum, output, batch, first, time, channels, steps);
+            ScanPanels.Scatter<TVector, TOps>(sum, output, batch, first, time, channels, steps, FusedScan.Chunk);
         }
 
         if (lastState != null)

@@ -6,8 +6,16 @@ namespace Heed.Kernels;
 internal static unsafe class ScanPanels
 {
     /// <summary>panel[t * lanes + i] = the sequence of channel first + i at time + t; lanes that hold no channel are zero.</summary>
+    /// <param name="from">The sequences.</param>
+    /// <param name="batch">The batch item.</param>
+    /// <param name="first">The first channel.</param>
+    /// <param name="time">The first time step.</param>
+    /// <param name="channels">Channels that exist, 1 to the lanes.</param>
+    /// <param name="steps">Time steps.</param>
+    /// <param name="panel">Receives steps * lanes floats.</param>
+    /// <param name="next">Time steps from here to what will be read next.</param>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public static void Gather<TVector, TOps>(in SequenceView from, long batch, long first, long time, int channels, int steps, float* panel)
+    public static void Gather<TVector, TOps>(in SequenceView from, long batch, long first, long time, int channels, int steps, float* panel, int next)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
@@ -18,13 +26,21 @@ internal static unsafe class ScanPanels
             for (var t = 0; t < steps; t++)
             {
                 TOps.Store(TOps.Load(source), panel);
+                TOps.Prefetch(source + (next * timeStride));
                 source += timeStride;
                 panel += TOps.Lanes;
             }
         }
         else if (timeStride == 1)
         {
-            Packing.KeyPanel<Float32Element>((byte*)source, channelStride * sizeof(float), channels, steps, panel, TOps.Lanes);
+            Request<TVector, TOps>(source + next, channelStride, channels);
+            var done = 0;
+            for (; Packing.HasTile && channels == Packing.TileSide && TOps.Lanes == Packing.TileSide && done + Packing.TileSide <= steps; done += Packing.TileSide)
+            {
+                Packing.Tile(source + done, channelStride, panel + (done * Packing.TileSide), Packing.TileSide);
+            }
+
+            Packing.KeyPanel<Float32Element>((byte*)(source + done), channelStride * sizeof(float), channels, steps - done, panel + (done * TOps.Lanes), TOps.Lanes);
         }
         else
         {
@@ -43,7 +59,7 @@ internal static unsafe class ScanPanels
 
     /// <summary>The way back of <see cref="Gather{TVector, TOps}"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public static void Scatter<TVector, TOps>(float* panel, in SequenceView to, long batch, long first, long time, int channels, int steps)
+    public static void Scatter<TVector, TOps>(float* panel, in SequenceView to, long batch, long first, long time, int channels, int steps, int next)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
     {
@@ -54,13 +70,21 @@ internal static unsafe class ScanPanels
             for (var t = 0; t < steps; t++)
             {
                 TOps.Store(TOps.Load(panel), destination);
+                TOps.Prefetch(destination + (next * timeStride));
                 destination += timeStride;
                 panel += TOps.Lanes;
             }
         }
         else if (timeStride == 1)
         {
-            Packing.Columns<Float32Element>((byte*)panel, TOps.Lanes * sizeof(float), steps, channels, destination, channelStride);
+            Request<TVector, TOps>(destination + next, channelStride, channels);
+            var done = 0;
+            for (; Packing.HasTile && channels == Packing.TileSide && TOps.Lanes == Packing.TileSide && done + Packing.TileSide <= steps; done += Packing.TileSide)
+            {
+                Packing.Tile(panel + (done * Packing.TileSide), Packing.TileSide, destination + done, channelStride);
+            }
+
+            Packing.Columns<Float32Element>((byte*)(panel + (done * TOps.Lanes)), TOps.Lanes * sizeof(float), steps - done, channels, destination + done, channelStride);
         }
         else
         {
@@ -74,6 +98,24 @@ internal static unsafe class ScanPanels
                 destination += timeStride;
                 panel += TOps.Lanes;
             }
+        }
+    }
+
+    /// <summary>Asks for the next chunk of every channel: so many short stretches, each on a page of its own, are more than the hardware foresees.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Request<TVector, TOps>(float* next, nint channelStride, int channels)
+        where TVector : struct
+        where TOps : struct, IVectorOperations<TVector>
+    {
+        const int line = 16;
+        for (var i = 0; i < channels; i++)
+        {
+            for (var t = 0; t < FusedScan.Chunk; t += line)
+            {
+                TOps.Prefetch(next + t);
+            }
+
+            next += channelStride;
         }
     }
 

@@ -11,12 +11,13 @@ internal static class DrawCommand
 {
     private const int MostTokens = 65_536;
     private const int LeastHeads = 4;
+    private const string ScanName = "scan";
 
     public static Command Create()
     {
         var mask = new Argument<string?>("mask")
         {
-            Description = "What to draw, for example causal or window:w=128, a mechanism or a safetensors file; without it, all are listed.", Arity = ArgumentArity.ZeroOrOne,
+            Description = "What to draw, for example causal or window:w=128, a mechanism, a scan order or a safetensors file; without it, all are listed.", Arity = ArgumentArity.ZeroOrOne,
         };
         var output = new Option<string>("--out") { Description = "Where the picture goes.", HelpName = "FILE.png", DefaultValueFactory = _ => "mask.png" };
         var tokens = new Option<int>("--tokens") { Description = "Number of queries and keys.", HelpName = "N", DefaultValueFactory = _ => 512 }.Between(1, MostTokens);
@@ -26,7 +27,7 @@ internal static class DrawCommand
         var seed = new Option<int>("--seed") { Description = "For mechanisms: seed of the random queries and keys to choose among.", HelpName = "N", DefaultValueFactory = _ => 1 }.AtLeast(0);
         var inputs = new Option<string?>("--inputs") { Description = "For mechanisms: queries and keys to choose among, tensors query, key and perhaps value.", HelpName = "FILE.safetensors" };
         var json = CommandExtensions.JsonOption();
-        var command = new Command("draw", "Draw a mask or what a mechanism selects: its pairs, and the plan of blocks or runs.") { mask, output, tokens, head, layer, free, seed, inputs, json };
+        var command = new Command("draw", "Draw a mask or what a mechanism selects (its pairs, and the plan of blocks or runs), or the path of a scan.") { mask, output, tokens, head, layer, free, seed, inputs, json };
         command.Validators.Add(result =>
         {
             if (result.GetResult(inputs) is not null && (result.GetResult(tokens) is not null || result.GetResult(seed) is not null))
@@ -46,6 +47,17 @@ internal static class DrawCommand
             using var quiet = torch.no_grad();
             var chosen = result.GetValue(head);
             var name = Specification.Parse(wanted).Name;
+            if (name == ScanName)
+            {
+                if (new Option[] { tokens, head, layer, free, seed, inputs }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } useless)
+                {
+                    throw new ArgumentException($"A scan order has its own size and no heads: leave {useless.Name} out, for example {ScanPicture.Usage}.");
+                }
+
+                DrawScan(wanted, result.GetResult(output) is { Implicit: false } ? result.GetRequiredValue(output) : "scan.png", terminal, result.GetValue(json));
+                return ExitCode.Success;
+            }
+
             var selects = result.GetValue(inputs) is not null || result.GetValue(free) || DrawableMask.All.All(known => known.Name != name);
             MaskPicture picture;
             long? own = null;
@@ -78,6 +90,21 @@ internal static class DrawCommand
 
             return ExitCode.Success;
         });
+    }
+
+    private static void DrawScan(string wanted, string path, Terminal terminal, bool json)
+    {
+        var order = ScanPicture.OrderOf(Specification.Parse(wanted));
+        using var picture = ScanPicture.Draw(order);
+        picture.Save(path);
+        if (json)
+        {
+            terminal.WriteJson(new { Scan = wanted, order.Name, order.Height, order.Width, Routes = order.Routes.Select(route => route.Order.ToArray()), order.IsContinuous, File = path });
+            return;
+        }
+
+        terminal.Out.WriteLine($"{wanted}: {order.Count} route(s) of {order.Length:N0} places over {order.Height} x {order.Width} tokens{(order.IsContinuous ? ", every step to a neighbour" : "")}.");
+        terminal.Out.WriteLine($"wrote {path}");
     }
 
     private static MaskPicture Draw(string wanted, DrawnInputs inputs, AttentionSite site, bool free, int head)
@@ -119,7 +146,7 @@ internal static class DrawCommand
     private static void List(Terminal terminal, bool json)
     {
         var masks = DrawableMask.All.Select(known => (known.Name, known.Usage, known.Summary));
-        var known = masks.Concat(AttentionMechanism.All.Select(known => (known.Name, known.Usage, known.Summary))).DistinctBy(one => one.Name).ToList();
+        var known = masks.Concat(AttentionMechanism.All.Select(known => (known.Name, known.Usage, known.Summary))).Append((Name: ScanName, ScanPicture.Usage, ScanPicture.Summary)).DistinctBy(one => one.Name).ToList();
         if (json)
         {
             terminal.WriteJson(known.Select(one => new { one.Name, one.Usage, one.Summary }));

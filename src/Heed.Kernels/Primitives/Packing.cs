@@ -8,6 +8,9 @@ namespace Heed.Kernels;
 /// <summary>Copies operands into the order in which <see cref="MicroKernel"/> reads them.</summary>
 internal static unsafe class Packing
 {
+    /// <summary>Rows and columns of a <see cref="Tile"/>.</summary>
+    public const int TileSide = 16;
+
     private const int SixteenKeys = 16;
 
     /// <summary>Columns of a panel: of keys, and at most of values.</summary>
@@ -166,6 +169,86 @@ internal static unsafe class Packing
                 columns[(d * stride) + key] = TElement.Read(row + (d * TElement.Size));
             }
         }
+    }
+
+    /// <summary>Whether <see cref="Tile"/> can be used.</summary>
+    public static bool HasTile => Avx512F.IsSupported;
+
+    /// <summary>Transposes a square of sixteen by sixteen: target[c * targetStride + r] = source[r * sourceStride + c].</summary>
+    /// <remarks>Every line of the source is read once and whole. Rows that lie a power of two apart share one set of the cache, which has fewer ways than there are rows: read in parts, each would be fetched again.</remarks>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void Tile(float* source, nint sourceStride, float* target, nint targetStride)
+    {
+        var r0 = Vector512.Load(source);
+        var r1 = Vector512.Load(source + sourceStride);
+        var r2 = Vector512.Load(source + (2 * sourceStride));
+        var r3 = Vector512.Load(source + (3 * sourceStride));
+        var r4 = Vector512.Load(source + (4 * sourceStride));
+        var r5 = Vector512.Load(source + (5 * sourceStride));
+        var r6 = Vector512.Load(source + (6 * sourceStride));
+        var r7 = Vector512.Load(source + (7 * sourceStride));
+        var r8 = Vector512.Load(source + (8 * sourceStride));
+        var r9 = Vector512.Load(source + (9 * sourceStride));
+        var r10 = Vector512.Load(source + (10 * sourceStride));
+        var r11 = Vector512.Load(source + (11 * sourceStride));
+        var r12 = Vector512.Load(source + (12 * sourceStride));
+        var r13 = Vector512.Load(source + (13 * sourceStride));
+        var r14 = Vector512.Load(source + (14 * sourceStride));
+        var r15 = Vector512.Load(source + (15 * sourceStride));
+
+        // Pairs, then fours, within quarters of a vector.
+        var p0 = Avx512F.UnpackLow(r0, r1).AsDouble();
+        var p1 = Avx512F.UnpackHigh(r0, r1).AsDouble();
+        var p2 = Avx512F.UnpackLow(r2, r3).AsDouble();
+        var p3 = Avx512F.UnpackHigh(r2, r3).AsDouble();
+        var p4 = Avx512F.UnpackLow(r4, r5).AsDouble();
+        var p5 = Avx512F.UnpackHigh(r4, r5).AsDouble();
+        var p6 = Avx512F.UnpackLow(r6, r7).AsDouble();
+        var p7 = Avx512F.UnpackHigh(r6, r7).AsDouble();
+        var p8 = Avx512F.UnpackLow(r8, r9).AsDouble();
+        var p9 = Avx512F.UnpackHigh(r8, r9).AsDouble();
+        var p10 = Avx512F.UnpackLow(r10, r11).AsDouble();
+        var p11 = Avx512F.UnpackHigh(r10, r11).AsDouble();
+        var p12 = Avx512F.UnpackLow(r12, r13).AsDouble();
+        var p13 = Avx512F.UnpackHigh(r12, r13).AsDouble();
+        var p14 = Avx512F.UnpackLow(r14, r15).AsDouble();
+        var p15 = Avx512F.UnpackHigh(r14, r15).AsDouble();
+        var f0 = Avx512F.UnpackLow(p0, p2).AsSingle();
+        var f1 = Avx512F.UnpackHigh(p0, p2).AsSingle();
+        var f2 = Avx512F.UnpackLow(p1, p3).AsSingle();
+        var f3 = Avx512F.UnpackHigh(p1, p3).AsSingle();
+        var f4 = Avx512F.UnpackLow(p4, p6).AsSingle();
+        var f5 = Avx512F.UnpackHigh(p4, p6).AsSingle();
+        var f6 = Avx512F.UnpackLow(p5, p7).AsSingle();
+        var f7 = Avx512F.UnpackHigh(p5, p7).AsSingle();
+        var f8 = Avx512F.UnpackLow(p8, p10).AsSingle();
+        var f9 = Avx512F.UnpackHigh(p8, p10).AsSingle();
+        var f10 = Avx512F.UnpackLow(p9, p11).AsSingle();
+        var f11 = Avx512F.UnpackHigh(p9, p11).AsSingle();
+        var f12 = Avx512F.UnpackLow(p12, p14).AsSingle();
+        var f13 = Avx512F.UnpackHigh(p12, p14).AsSingle();
+        var f14 = Avx512F.UnpackLow(p13, p15).AsSingle();
+        var f15 = Avx512F.UnpackHigh(p13, p15).AsSingle();
+
+        // Then the quarters: element c of quarter q is column 4 q + c.
+        Quarters(f0, f4, f8, f12, target, 4 * targetStride);
+        Quarters(f1, f5, f9, f13, target + targetStride, 4 * targetStride);
+        Quarters(f2, f6, f10, f14, target + (2 * targetStride), 4 * targetStride);
+        Quarters(f3, f7, f11, f15, target + (3 * targetStride), 4 * targetStride);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Quarters(Vector512<float> v0, Vector512<float> v1, Vector512<float> v2, Vector512<float> v3, float* target, nint stride)
+    {
+        // Quarters 0 and 2, and 1 and 3, of two vectors each; then of those the even and the odd ones.
+        var even01 = Avx512F.Shuffle4x128(v0, v1, 0b10_00_10_00);
+        var odd01 = Avx512F.Shuffle4x128(v0, v1, 0b11_01_11_01);
+        var even23 = Avx512F.Shuffle4x128(v2, v3, 0b10_00_10_00);
+        var odd23 = Avx512F.Shuffle4x128(v2, v3, 0b11_01_11_01);
+        Avx512F.Shuffle4x128(even01, even23, 0b10_00_10_00).Store(target);
+        Avx512F.Shuffle4x128(odd01, odd23, 0b10_00_10_00).Store(target + stride);
+        Avx512F.Shuffle4x128(even01, even23, 0b11_01_11_01).Store(target + (2 * stride));
+        Avx512F.Shuffle4x128(odd01, odd23, 0b11_01_11_01).Store(target + (3 * stride));
     }
 
     /// <summary>Copies rows into a panel of values: panel[row * width + column] = source[row, column]; columns past the last are zero.</summary>

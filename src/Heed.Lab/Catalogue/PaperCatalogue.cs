@@ -144,7 +144,10 @@ public static class PaperCatalogue
         },
         new("rcmha", "RCMHA: Relative Convolutional Multi-Head Attention for Natural Language Modelling", "2308.03429", 2023, Room.Heads,
             "Relative-position attention whose queries, keys and values pass a short causal convolution.",
-            "Language-modelling accuracy of 0.572, above plain, convolutional and relative attention, with 2.98 GB against 3.5 GB of memory."),
+            "Language-modelling accuracy of 0.572, above plain, convolutional and relative attention, with 2.98 GB against 3.5 GB of memory.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Heads/RelativeConvolutionalAttention.cs",
+        },
         new("refam", "RefAM: Attention Magnets for Zero-Shot Referral Segmentation", "2509.22650", 2025, Room.Probes,
             "Points at what a phrase refers to by the maps of a diffusion transformer; appended stop words draw the noise away.",
             $"Best training-free results on image and video referral segmentation ({NoFigure})."),

@@ -25,11 +25,18 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         ReducedModel.Entry,
         MixtureOfHeadModel.Entry,
         NiNformerModel.Entry,
+        FocalNetModel.Entry,
+        MambaOutModel.Entry,
+        ScanModels.SS2D,
+        ScanModels.PlainMamba,
+        ScanModels.LocalVim,
+        ScanModels.Atrous,
         OverLoCKModel.Entry,
         MobileNetModel.Entry,
         AgentModel.Entry,
         AgentModel.Linear,
         GaussianModel.Entry,
+        VimModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

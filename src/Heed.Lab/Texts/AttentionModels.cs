@@ -46,11 +46,32 @@ internal static class AttentionModels
                 reduction.HasPerceptron ? shape : shape with { FeedForwardWidth = 0 }, place => reduction.Make(place.Width, causal: true, place.Site, place.Hooks));
         });
 
+    /// <summary>Relative convolutional attention (arXiv 2308.03429) in the authors' Transformer-XL.</summary>
+    public static TextModel RelativeConvolutional { get; } = Xl("rcmha", "relative positions and convolved projections (arXiv 2308.03429)", relative: true, convolution: true);
+
+    /// <summary>The baseline with relative positions alone.</summary>
+    public static TextModel Relative { get; } = Xl("rmha", "relative positions (arXiv 1901.02860)", relative: true, convolution: false);
+
+    /// <summary>The baseline with convolutions alone.</summary>
+    public static TextModel Convolutional { get; } = Xl("mdha", "absolute positions and convolved projections (arXiv 2109.08668)", relative: false, convolution: true);
+
+    private static TextModel Xl(string name, string summary, bool relative, bool convolution) => new(
+        name, $"{name}[:{(convolution ? "kernel=3," : "")}{ShapeUsage}]", $"A Transformer-XL layer stack with {summary}.", "rcmha",
+        (specification, vocabulary, length) => new TransformerXL(new()
+        {
+            Vocabulary = vocabulary, Layers = specification.Integer("depth", 3, 1), FeedForwardWidth = specification.Integer("hidden", 256, 1), Positions = relative ? 0 : length,
+            Attention = new()
+            {
+                Width = specification.Integer("width", 64, 1), Heads = specification.Integer("heads", 4, 1), IsRelative = relative, Reach = length, IsConvolutional = convolution,
+                Kernel = convolution ? specification.Integer("kernel", 3, 1) : 3,
+            },
+        }));
+
     /// <summary>The shape from the options <c>width</c>, <c>depth</c> and <c>hidden</c>.</summary>
-    public static CausalTransformerOptions Shape(Specification specification, int vocabulary, int length, bool positions, int depth = 3) => new()
+    public static CausalTransformerOptions Shape(Specification specification, int vocabulary, int length, bool positions, int depth = 3, int hidden = 256) => new()
     {
         Vocabulary = vocabulary, Length = length, Width = specification.Integer("width", 64, 1), Depth = specification.Integer("depth", depth, 1),
-        FeedForwardWidth = specification.Integer("hidden", 256, 0), Positions = positions,
+        FeedForwardWidth = specification.Integer("hidden", hidden, 0), Positions = positions,
     };
 
     /// <summary>A gate from the options that describe one.</summary>

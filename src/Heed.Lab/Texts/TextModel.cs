@@ -16,6 +16,10 @@ public sealed record TextModel(string Name, string Usage, string Summary, string
         AttentionModels.MultiHead,
         AttentionModels.Gated,
         AttentionModels.Reduced,
+        MambaModel.Entry,
+        AttentionModels.RelativeConvolutional,
+        AttentionModels.Relative,
+        AttentionModels.Convolutional,
         MixtureOfHeadTextModel.Entry,
     ];
 

@@ -379,8 +379,8 @@ internal readonly record struct GridRotationTables(Tensor Cosine, Tensor Sine)
 {
     public Tensor Apply(Tensor tokens)
     {
-        var pairs = tokens.unflatten(-1, [tokens.shape[^1] / 2, 2]);
-        var turned = stack([pairs.select(-1, 1).neg(), pairs.select(-1, 0)], -1).flatten(-2);
+        var pairs = tokens.unflatten(2, [tokens.shape[2] / 2, 2]);
+        var turned = stack([pairs.select(3, 1).neg(), pairs.select(3, 0)], 3).flatten(2);
         return (tokens * Cosine) + (turned * Sine);
     }
 }

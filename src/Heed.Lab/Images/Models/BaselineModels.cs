@@ -26,9 +26,9 @@ internal static class BaselineModels
         });
 
     /// <summary>The isotropic shape that baselines share: the options <c>patch</c>, <c>width</c>, <c>depth</c>, <c>ratio</c>.</summary>
-    public static VisionTransformerOptions Shape(Specification specification, ImageTask task, bool positions = true) => new()
+    public static VisionTransformerOptions Shape(Specification specification, ImageTask task, bool positions = true, int width = 64) => new()
     {
-        ImageSize = task.Size, Channels = task.Channels, Classes = task.Classes, PatchSize = specification.Integer("patch", 4, 1), Width = specification.Integer("width", 64, 1),
+        ImageSize = task.Size, Channels = task.Channels, Classes = task.Classes, PatchSize = specification.Integer("patch", 4, 1), Width = specification.Integer("width", width, 1),
         Depth = specification.Integer("depth", 3, 1), FeedForwardRatio = specification.Number("ratio", 2), Positions = positions,
     };
 }

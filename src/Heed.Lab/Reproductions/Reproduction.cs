@@ -15,6 +15,7 @@ public abstract class Reproduction
         new FlashBiasReproduction(),
         new VMoBAReproduction(),
         new PyramidReproduction(),
+        new MixtureOfHeadReproduction(),
         new NiNformerReproduction(),
         new OverLoCKReproduction(),
         new UlsamReproduction(),

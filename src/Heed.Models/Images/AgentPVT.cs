@@ -74,7 +74,7 @@ public sealed class AgentPVT : ImageClassifier
         head = nn.Linear(options.Widths[^1], options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
     }
 
     /// <summary>The shape.</summary>

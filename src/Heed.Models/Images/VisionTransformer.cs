@@ -94,8 +94,8 @@ public sealed class VisionTransformer : ImageClassifier
         head = nn.Linear(options.Width, options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(patch_embed, false);
-        Parameters.InitializeTruncatedNormal(head, false);
+        Parameters.InitializeNormal(patch_embed, false);
+        Parameters.InitializeNormal(head, false);
     }
 
     /// <summary>The shape.</summary>

@@ -47,7 +47,7 @@ public static class Parameters
     /// <summary>Initialises as vision transformers do: weights of linear layers (and convolutions, where asked) from a normal distribution of standard deviation 0.02, their biases zero.</summary>
     /// <param name="module">The module; all within it are visited.</param>
     /// <param name="convolutions">Whether convolutions are initialised, too, or keep libtorch's initialisation.</param>
-    public static void InitializeTruncatedNormal(nn.Module module, bool convolutions)
+    public static void InitializeNormal(nn.Module module, bool convolutions)
     {
         ArgumentNullException.ThrowIfNull(module);
         foreach (var part in module.modules())

@@ -66,7 +66,7 @@ internal sealed class FocalModulationReproduction : Reproduction
     private static void Accuracy(ReproductionRun run)
     {
         var data = new Lazy<FashionMnist>(() => FashionMnist.Load());
-        var (seeds, steps, pictures) = run.IsQuick ? (1, 4, 500) : (3, 300, 10_000);
+        var (seeds, steps, pictures) = run.IsQuick ? (1, 4, 500) : (3, 600, 10_000);
         var arms = run.IsQuick ? Arms[..2] : Arms;
         var rows = new List<string[]>();
         var means = new Dictionary<string, double[]>();

@@ -1,6 +1,7 @@
 using Heed.Models.Checkpoints;
 using Heed.Models.Images;
 using Heed.Probes;
+using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 
@@ -111,6 +112,28 @@ public sealed class FocalNetTests
         var recorded = recorder.Maps[^2].Values;
         var computed = linalg.norm(model.LastModulator(images), dims: [1], keepdim: true);
         Assert.True(recorded.allclose(computed, 1e-5, 1e-6));
+    }
+
+    // float32 goes through the kernel of our own, float64 through libtorch.
+    [Fact]
+    public void Gradients_in_float32_are_those_in_float64()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(2);
+        using var model = new FocalNet(new() { Width = 48, Depths = [2], Channels = 1, Classes = 10, FeedForwardRatio = 2 });
+        var (images, labels) = (randn(6, 1, 28, 28), arange(6));
+        Tensor[] Gradients(Tensor input) => [.. autograd.grad([nn.functional.cross_entropy(model.forward(input), labels)], model.parameters().Cast<Tensor>().ToList())];
+        var single = Gradients(images);
+        model.to(float64);
+        var exact = Gradients(images.to(float64));
+
+        // A hundred roundings of 2^-24, of the whole gradient: parts of it are small because large terms cancel.
+        var tolerance = 100 * Math.ScaleB(1, -24) * Math.Sqrt(exact.Sum(gradient => gradient.square().sum().item<double>()));
+        foreach (var ((gradient, expected), (name, _)) in single.Zip(exact).Zip(model.named_parameters()))
+        {
+            var error = (gradient.to(float64) - expected).norm().item<double>();
+            Assert.True(error <= tolerance, $"{name}: {error} is more than {tolerance}");
+        }
     }
 
     [Fact]

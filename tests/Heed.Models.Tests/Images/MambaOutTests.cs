@@ -2,6 +2,7 @@ using Heed.Mixers;
 using Heed.Models.Checkpoints;
 using Heed.Models.Images;
 using Heed.Probes;
+using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 
@@ -69,6 +70,28 @@ public sealed class MambaOutTests
         model.forward(randn(1, 3, 32, 32));
         Assert.Contains(recorder.Maps, maps => maps.Site == "stages.0.0.ssm");
         Assert.Contains(recorder.Maps, maps => maps.Site == "stages.1.1" && maps.Name == "gate");
+    }
+
+    // float32 goes through the kernel of our own, float64 through libtorch.
+    [Fact]
+    public void Gradients_in_float32_are_those_in_float64()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(2);
+        using var model = new MambaOut(new() { Channels = 1, Classes = 10, Depths = [2], Widths = [48] });
+        var (images, labels) = (randn(6, 1, 28, 28), arange(6));
+        Tensor[] Gradients(Tensor input) => [.. autograd.grad([nn.functional.cross_entropy(model.forward(input), labels)], model.parameters().Cast<Tensor>().ToList())];
+        var single = Gradients(images);
+        model.to(float64);
+        var exact = Gradients(images.to(float64));
+
+        // A hundred roundings of 2^-24, of the whole gradient: parts of it are small because large terms cancel.
+        var tolerance = 100 * Math.ScaleB(1, -24) * Math.Sqrt(exact.Sum(gradient => gradient.square().sum().item<double>()));
+        foreach (var ((gradient, expected), (name, _)) in single.Zip(exact).Zip(model.named_parameters()))
+        {
+            var error = (gradient.to(float64) - expected).norm().item<double>();
+            Assert.True(error <= tolerance, $"{name}: {error} is more than {tolerance}");
+        }
     }
 
     [Fact]

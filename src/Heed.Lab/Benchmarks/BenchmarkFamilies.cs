@@ -30,9 +30,13 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("dma", "Dynamic masks: the choice of keys and the attention to them, beside dense attention and libtorch with a mask", DynamicMaskBenchmarks.Run),
         new("flashbias", "Biases as factors, beside no bias, the dense bias and libtorch with it", FlashBiasBenchmarks.Run),
         new("psa", "PSA at a density of 0.15 on video-like inputs beside dense attention", PyramidBenchmarks.Run),
+        new("gates", "Gates on attention: within the call and as modules, beside the same without", GateBenchmarks.Run),
+        new("moh", "Mixture of heads: time against the share of heads that a token uses, beside dense attention and libtorch", MixtureOfHeadBenchmarks.Run),
+        new("agent", "Agent attention with 49 agents over lengths, beside dense attention and the same steps by libtorch", AgentBenchmarks.Run),
         new("scan", "The selective scan beside the recurrence in libtorch operations, the limit of memory bandwidth, and attention", ScanBenchmarks.Run),
         new("scan-orders", "Gathering and merging tokens along scan routes beside the scan, and atrous routes beside the four of a cross-scan", ScanOrderBenchmarks.Run),
         new("depthwise", "Depth-wise convolution of 3 x 3 to 17 x 17 in both memory orders, and the causal one, beside libtorch's", DepthwiseBenchmarks.Run),
+        new("contmix", "ContMix's dynamic kernels beside unfolded windows in libtorch and dense attention, and their growth with the map", ContMixBenchmarks.Run),
         new("focal", "Focal modulation over the size of the map, beside multi-head attention and beside libtorch's operations", FocalBenchmarks.Run),
     ];
 }

@@ -199,13 +199,13 @@ public static partial class ImageComparison
     {
         using var quiet = no_grad();
         using var scope = NewDisposeScope();
-        var images = data.Range(0, InferenceBatch).Images;
+        var images = data.Range(0, Math.Min(InferenceBatch, data.Count)).Images;
         var times = new List<double>();
         for (var round = 0; round < InferenceRounds; round++)
         {
             var clock = Stopwatch.StartNew();
             model.forward(images).Dispose();
-            times.Add(clock.Elapsed.TotalMilliseconds / InferenceBatch);
+            times.Add(clock.Elapsed.TotalMilliseconds / images.shape[0]);
         }
 
         return times.Order().ElementAt(InferenceRounds / 2);

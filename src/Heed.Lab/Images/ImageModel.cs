@@ -23,6 +23,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         BaselineModels.VisionTransformer,
         BaselineModels.MlpMixer,
         ReducedModel.Entry,
+        MixtureOfHeadModel.Entry,
         NiNformerModel.Entry,
         FocalNetModel.Entry,
         MambaOutModel.Entry,
@@ -35,6 +36,7 @@ public sealed record ImageModel(string Name, string Usage, string Summary, strin
         AgentModel.Entry,
         AgentModel.Linear,
         GaussianModel.Entry,
+        VimModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

@@ -12,6 +12,9 @@ public static class ImageInspector
     // A byte each: as large as a page may be.
     private const long MostWeights = 12L << 20;
 
+    // Of the features, along which the receptive field is the mean.
+    private const int Directions = 4;
+
     // More of one kind at one place are hard to tell apart.
     private const int MostMapsOfASite = 64;
 
@@ -45,7 +48,7 @@ public static class ImageInspector
             card.Model, card.Parameters, double.IsFinite(card.Accuracy) ? card.Accuracy : null, task, card.ClassNames, picture, probabilities, field, maps, heads, notices, clock.Elapsed.TotalSeconds);
     }
 
-    /// <summary>The effective receptive field of a model (arXiv 1701.04128): how much each pixel moves the centre of its features.</summary>
+    /// <summary>The effective receptive field of a model (arXiv 1701.04128): how much each pixel moves the centre of its features, mean over a few fixed random directions of the channels.</summary>
     /// <param name="model">The model, in evaluation mode.</param>
     /// <param name="images"><c>[B, C, side, side]</c>, normalised; the field is their mean.</param>
     public static ReceptiveField FieldOf(ImageClassifier model, Tensor images)
@@ -56,8 +59,18 @@ public static class ImageInspector
         using var enabled = enable_grad();
         var input = images.detach().clone().requires_grad_(true);
         var features = model.Features(input);
-        var gradient = autograd.grad([features[.., .., features.shape[2] / 2, features.shape[3] / 2].sum()], [input])[0].abs().mean([0L, 1L]).to(float32).cpu();
-        var values = gradient.contiguous().data<float>().ToArray();
+        var centre = features[.., .., features.shape[2] / 2, features.shape[3] / 2];
+        using var generator = new Generator(1);
+        using TorchSharp.Scalar half = 0.5;
+        var values = new float[images.shape[2] * images.shape[3]];
+        for (var direction = 0; direction < Directions; direction++)
+        {
+            // The plain sum of channels says nothing behind a layer norm: it is the same for every picture.
+            var signs = rand([centre.shape[1]], dtype: float32, generator: generator).sub(half).sign().to(centre.dtype);
+            var gradient = autograd.grad([centre.matmul(signs).sum()], [input], retain_graph: true)[0].abs().mean([0L, 1L]).to(float32).cpu().contiguous();
+            values = [.. values.Zip(gradient.data<float>().ToArray(), (sum, value) => sum + (value / Directions))];
+        }
+
         var largest = Math.Max(values.Max(), float.Epsilon);
         var side = (int)images.shape[3];
         return new(side, [.. values.Select(value => value / largest)], HalfSide(values, side, CentreOf(side, features.shape[2])), (int)images.shape[0]);

@@ -86,6 +86,6 @@ internal sealed class MarkerModel : nn.Module<Tensor, Tensor>
             map = map + mlps[layer].forward(mlp_norms[layer].forward(map));
         }
 
-        return head.forward(map).unflatten(-1, [2, MarkerTask.Colours + 1]).MoveToOuterDisposeScope();
+        return head.forward(map).unflatten(3, [2, MarkerTask.Colours + 1]).MoveToOuterDisposeScope();
     }
 }

@@ -15,9 +15,18 @@ public abstract class Reproduction
         new FlashBiasReproduction(),
         new VMoBAReproduction(),
         new PyramidReproduction(),
+        new MixtureOfHeadReproduction(),
+        new NiNformerReproduction(),
+        new OverLoCKReproduction(),
+        new UlsamReproduction(),
+        new AgentAttentionReproduction(),
+        new GaussianAttentionReproduction(),
         new FocalModulationReproduction(),
         new MambaOutReproduction(),
         new VisualMambaReproduction(),
+        new MinimalTransformerReproduction(),
+        new RcmhaReproduction(),
+        new GatedAttentionReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -68,10 +68,10 @@ internal static class AttentionModels
         }));
 
     /// <summary>The shape from the options <c>width</c>, <c>depth</c> and <c>hidden</c>.</summary>
-    public static CausalTransformerOptions Shape(Specification specification, int vocabulary, int length, bool positions, int depth = 3) => new()
+    public static CausalTransformerOptions Shape(Specification specification, int vocabulary, int length, bool positions, int depth = 3, int hidden = 256) => new()
     {
         Vocabulary = vocabulary, Length = length, Width = specification.Integer("width", 64, 1), Depth = specification.Integer("depth", depth, 1),
-        FeedForwardWidth = specification.Integer("hidden", 256, 0), Positions = positions,
+        FeedForwardWidth = specification.Integer("hidden", hidden, 0), Positions = positions,
     };
 
     /// <summary>A gate from the options that describe one.</summary>

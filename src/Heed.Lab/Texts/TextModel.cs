@@ -16,9 +16,11 @@ public sealed record TextModel(string Name, string Usage, string Summary, string
         AttentionModels.MultiHead,
         AttentionModels.Gated,
         AttentionModels.Reduced,
+        MambaModel.Entry,
         AttentionModels.RelativeConvolutional,
         AttentionModels.Relative,
         AttentionModels.Convolutional,
+        MixtureOfHeadTextModel.Entry,
     ];
 
     /// <summary>Makes a model.</summary>

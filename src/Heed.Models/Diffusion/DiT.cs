@@ -98,7 +98,11 @@ public sealed class DiT : nn.Module<Tensor, Tensor, Tensor, Tensor>
         x_embedder = new(options.Channels, options.Width, options.PatchSize);
         t_embedder = new(options.FrequencyWidth, options.Width);
         y_embedder = new(options);
-        pos_embed = Parameters.Make([1, (long)grid * grid, options.Width], tensor => tensor.copy_(Positions(grid, options.Width)));
+        pos_embed = Parameters.Make([1, (long)grid * grid, options.Width], tensor =>
+        {
+            using var positions = Positions(grid, options.Width);
+            tensor.copy_(positions);
+        });
         pos_embed.requires_grad_(false);
         blocks = nn.ModuleList([.. options.Blocks.Select((heads, layer) => new DiTBlock(options, heads, grid, options.BalanceWeight / routed, layer, Hooks))]);
         final_layer = new(options);
@@ -196,7 +200,7 @@ public sealed class DiT : nn.Module<Tensor, Tensor, Tensor, Tensor>
             }
         }
 
-        return tensor(values).view(1, grid * grid, width);
+        return tensor(values, [1, grid * grid, width]);
     }
 
     internal static Tensor Modulate(Tensor tokens, Tensor shift, Tensor scale)
@@ -211,6 +215,7 @@ public sealed class DiT : nn.Module<Tensor, Tensor, Tensor, Tensor>
     private void Initialize()
     {
         using var quiet = no_grad();
+        using var scope = NewDisposeScope();
         foreach (var (name, parameter) in named_parameters())
         {
             if (name.Contains("adaLN_modulation", StringComparison.Ordinal) || name.StartsWith("final_layer", StringComparison.Ordinal) || name.EndsWith("bias", StringComparison.Ordinal))
@@ -223,7 +228,8 @@ public sealed class DiT : nn.Module<Tensor, Tensor, Tensor, Tensor>
             }
             else if (name.EndsWith("proj.weight", StringComparison.Ordinal) && parameter.dim() == 4)
             {
-                nn.init.xavier_uniform_(parameter.view(parameter.shape[0], -1));
+                var matrix = parameter.view(parameter.shape[0], -1);
+                nn.init.xavier_uniform_(matrix);
             }
             else if (parameter.dim() == 2)
             {

@@ -81,7 +81,7 @@ public sealed class AgentCSwin : ImageClassifier
         head = nn.Linear(8 * width, options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
 
         ModuleList<CSwinBlock> Blocks(int stage)
         {

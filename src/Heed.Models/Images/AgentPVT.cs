@@ -74,7 +74,7 @@ public sealed class AgentPVT : ImageClassifier
         head = nn.Linear(options.Widths[^1], options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
     }
 
     /// <summary>The shape.</summary>
@@ -118,7 +118,7 @@ public sealed class AgentPVT : ImageClassifier
 
     private NormedPatches Patches(int stage) => new(stage == 0 ? _options.Channels : _options.Widths[stage - 1], _options.Widths[stage], stage == 0 ? 4 : 2, 1e-5);
 
-    private Parameter Positions(int stage) => Parameters.Make([1, (long)Side(stage) * Side(stage), _options.Widths[stage]], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+    private Parameter Positions(int stage) => Parameters.Make([1, (long)Side(stage) * Side(stage), _options.Widths[stage]], tensor => Parameters.DrawNormal(tensor));
 
     private ModuleList<MixerBlock> Blocks(int stage, double[] drops)
     {

@@ -75,7 +75,7 @@ public sealed class AgentSwin : ImageClassifier
         head = nn.Linear(width, options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
     }
 
     /// <summary>The shape.</summary>

@@ -121,7 +121,7 @@ public sealed class EfficientVMamba : ImageClassifier
         classifier = new(options.Width << (options.Depths.Count - 1), options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
     }
 
     /// <summary>The shape.</summary>

@@ -155,7 +155,7 @@ public sealed class FocalNet : ImageClassifier
         head = nn.Linear(options.Width << (stages - 1), options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, convolutions: false);
+        Parameters.InitializeNormal(this, convolutions: false);
     }
 
     /// <summary>The shape.</summary>

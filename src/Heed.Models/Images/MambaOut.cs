@@ -147,7 +147,7 @@ public sealed class MambaOut : ImageClassifier
         {
             if (module is Linear or Conv2d && !name.Contains(".ssm.", StringComparison.Ordinal))
             {
-                Parameters.InitializeTruncatedNormal(module, convolutions: true);
+                Parameters.InitializeNormal(module, convolutions: true);
             }
         }
     }

@@ -117,7 +117,7 @@ public sealed class OverLoCK : ImageClassifier
         aux_head = nn.Sequential(nn.BatchNorm2d(last), nn.AdaptiveAvgPool2d(1), nn.Conv2d(last, options.Classes, 1));
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, convolutions: true);
+        Parameters.InitializeNormal(this, convolutions: true);
 
         ContMixBlockOptions BlockOptions(int stage, double ratio, double drop) => new()
         {

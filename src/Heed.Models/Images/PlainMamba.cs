@@ -76,14 +76,14 @@ public sealed class PlainMamba : ImageClassifier
 
         _options = options;
         patch_embed = new(options);
-        pos_embed = Parameters.Make([1, options.Grid * options.Grid, options.Width], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+        pos_embed = Parameters.Make([1, options.Grid * options.Grid, options.Width], tensor => Parameters.DrawNormal(tensor));
         var drops = Layers.DropPath.Schedule(options.DropPath, options.Depth);
         layers = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer => new PlainMambaBlock(options, options.ConvolvedBlocks.Contains(layer), drops[layer]))]);
         ln1 = nn.LayerNorm(options.Width, 1e-6);
         head = nn.Linear(options.Width, options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(head, false);
+        Parameters.InitializeNormal(head, false);
     }
 
     /// <summary>The shape.</summary>

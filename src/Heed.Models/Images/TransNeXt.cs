@@ -126,7 +126,7 @@ public sealed class TransNeXt : ImageClassifier
         head = nn.Linear(options.Widths[^1], options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(head, false);
+        Parameters.InitializeNormal(head, false);
     }
 
     /// <summary>The shape.</summary>

@@ -194,7 +194,7 @@ public sealed class VMamba : ImageClassifier
         classifier = new(options.Widths[^1], options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
     }
 
     /// <summary>The shape.</summary>

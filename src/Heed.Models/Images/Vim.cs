@@ -159,7 +159,7 @@ public sealed class Vim : ImageClassifier
 
         _options = options;
         _rotation = options.Rotary ? new(options.Grid, options.Width) : null;
-        static Parameter Token(long count, long width) => Parameters.Make([1, count, width], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+        static Parameter Token(long count, long width) => Parameters.Make([1, count, width], tensor => Parameters.DrawNormal(tensor));
         patch_embed = new(options.Channels, options.Width, options.PatchSize, options.Step);
         if (options.ClassToken == ClassTokenPlace.BothEnds)
         {
@@ -179,7 +179,7 @@ public sealed class Vim : ImageClassifier
         head = nn.Linear(options.Width, options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(head, false);
+        Parameters.InitializeNormal(head, false);
         InitializePatches();
     }
 
@@ -300,7 +300,7 @@ public sealed class Vim : ImageClassifier
                 // LeCun's variance after the cut at two deviations, as the authors' framework has it.
                 const double CutDeviation = 0.87962566103423978;
                 var deviation = Math.Sqrt(1.0 / fan) / CutDeviation;
-                nn.init.trunc_normal_(parameter, 0, deviation, -2 * deviation, 2 * deviation);
+                Parameters.DrawNormal(parameter, deviation);
             }
         }
     }
@@ -379,8 +379,8 @@ internal readonly record struct GridRotationTables(Tensor Cosine, Tensor Sine)
 {
     public Tensor Apply(Tensor tokens)
     {
-        var pairs = tokens.unflatten(-1, [tokens.shape[^1] / 2, 2]);
-        var turned = stack([pairs.select(-1, 1).neg(), pairs.select(-1, 0)], -1).flatten(-2);
+        var pairs = tokens.unflatten(2, [tokens.shape[2] / 2, 2]);
+        var turned = stack([pairs.select(3, 1).neg(), pairs.select(3, 0)], 3).flatten(2);
         return (tokens * Cosine) + (turned * Sine);
     }
 }

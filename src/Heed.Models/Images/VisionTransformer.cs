@@ -85,8 +85,8 @@ public sealed class VisionTransformer : ImageClassifier
         _options = options;
         var tokens = (options.Grid * options.Grid) + (options.ClassToken ? 1 : 0);
         patch_embed = new(options.Channels, options.Width, options.PatchSize);
-        cls_token = options.ClassToken ? Parameters.Make([1, 1, options.Width], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2)) : null;
-        pos_embed = options.Positions ? Parameters.Make([1, tokens, options.Width], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2)) : null;
+        cls_token = options.ClassToken ? Parameters.Make([1, 1, options.Width], tensor => Parameters.DrawNormal(tensor)) : null;
+        pos_embed = options.Positions ? Parameters.Make([1, tokens, options.Width], tensor => Parameters.DrawNormal(tensor)) : null;
         var drops = Layers.DropPath.Schedule(options.DropPath, options.Depth);
         blocks = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer =>
             new MixerBlock(options.Width, (long)(options.Width * options.FeedForwardRatio), mixer(new(layer, options.Width, options.Grid, options.ClassToken, Hooks)), options.NormEpsilon, drops[layer]))]);
@@ -94,8 +94,8 @@ public sealed class VisionTransformer : ImageClassifier
         head = nn.Linear(options.Width, options.Classes);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(patch_embed, false);
-        Parameters.InitializeTruncatedNormal(head, false);
+        Parameters.InitializeNormal(patch_embed, false);
+        Parameters.InitializeNormal(head, false);
     }
 
     /// <summary>The shape.</summary>

@@ -35,6 +35,9 @@ public sealed class QueryNormHeadRouter
     /// <summary>Receives every routing, for statistics; null: nobody does.</summary>
     public Action<HeadRouting>? Observer { get; set; }
 
+    /// <summary>Receives the queries <c>[B, N, H, D]</c> of every routing, for statistics; null: nobody does.</summary>
+    public Action<Tensor>? QueryObserver { get; set; }
+
     /// <summary>A router that uses shares of the heads: a half shared and three quarters active is what the paper converts Llama 3 with.</summary>
     /// <param name="heads">Number H of query heads.</param>
     /// <param name="sharedFraction">Share of the heads that are shared, 0 to 1; rounded to whole heads.</param>
@@ -67,6 +70,7 @@ public sealed class QueryNormHeadRouter
             throw new ArgumentException($"This router reads queries [batch, tokens, {Heads}, width], not [{string.Join(", ", query.shape)}].", nameof(query));
         }
 
+        QueryObserver?.Invoke(query);
         using var scope = NewDisposeScope();
         var routing = Routed(query, training && is_grad_enabled() && query.requires_grad, counted);
         Observer?.Invoke(routing);

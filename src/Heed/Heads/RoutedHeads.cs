@@ -23,8 +23,9 @@ public enum RoutedComputation
 /// (<see cref="HeadRouting.NeedsAllHeads"/>), and in float64 or on other devices.</remarks>
 public static class RoutedHeads
 {
-    // Gathering queries and putting outputs back takes a few per cent of the time.
+    // Gathering queries and putting outputs back takes a few per cent of the time, and more than is saved over few keys.
     private const double WorthGathering = 0.94;
+    private const long FewKeys = 256;
 
     /// <summary>The weighed outputs of the heads.</summary>
     /// <param name="query"><c>[B, H, N, D]</c>.</param>
@@ -58,7 +59,7 @@ public static class RoutedHeads
         }
 
         using var scope = NewDisposeScope();
-        if (computation != RoutedComputation.AllHeads && CanGather(query, routing, options, site, hooks))
+        if ((computation == RoutedComputation.ChosenHeads || (computation == RoutedComputation.Auto && key.size(2) >= FewKeys)) && CanGather(query, routing, options, site, hooks))
         {
             // Checks what the gathered call would say in other words.
             AttentionShape.Read(query, key, value).Check(options, query);

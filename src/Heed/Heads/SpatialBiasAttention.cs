@@ -36,7 +36,7 @@ public sealed class SpatialBiasAttention : nn.Module<Tensor, Tensor, Tensor>
         {
             if (name.EndsWith("weight", StringComparison.Ordinal))
             {
-                nn.init.trunc_normal_(parameter, 0, 0.02);
+                Parameters.DrawNormal(parameter);
             }
             else
             {

@@ -316,13 +316,13 @@ internal static class TransNeXtParts
     public static Parameter Temperature(int heads) => Parameters.Make([heads, 1, 1], tensor => tensor.fill_(Math.Log(Math.Exp(1 / 0.24) - 1)));
 
     public static Parameter Normal(long[] shape, double deviation = InitialDeviation) =>
-        Parameters.Make(shape, tensor => nn.init.trunc_normal_(tensor, 0, deviation, -2, 2));
+        Parameters.Make(shape, tensor => Parameters.DrawNormal(tensor, deviation));
 
     public static (Linear First, Linear Second) PositionPerceptron(int heads)
     {
         var (first, second) = (nn.Linear(2, PositionHidden), nn.Linear(PositionHidden, heads));
-        Parameters.InitializeTruncatedNormal(first, false);
-        Parameters.InitializeTruncatedNormal(second, false);
+        Parameters.InitializeNormal(first, false);
+        Parameters.InitializeNormal(second, false);
         return (first, second);
     }
 

@@ -45,7 +45,7 @@ public sealed class WindowAttention : nn.Module<Tensor, Tensor>
         qkv = nn.Linear(width, 3 * width, hasBias);
         proj = nn.Linear(width, width);
         var side = (2 * window) - 1;
-        relative_position_bias_table = Parameters.Make([side * side, heads], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+        relative_position_bias_table = Parameters.Make([side * side, heads], tensor => Parameters.DrawNormal(tensor));
         _offsets = Offsets(window).DetachFromDisposeScope();
         _mask = shift == 0 ? null : Mask().DetachFromDisposeScope();
         RegisterComponents();

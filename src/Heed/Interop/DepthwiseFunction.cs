@@ -47,6 +47,8 @@ internal sealed class DepthwiseFunction : autograd.MultiTensorFunction<Depthwise
         var call = (Call)context.get_data(nameof(Call));
         var saved = context.get_saved_variables().ToArray();
         var gradients = ReturnedGradients.Of(call.Wanted.Take(saved.Length), () => Gradients(call, saved, grad_outputs[0]));
+        // New handles of the saved tensors, made outside the scope of the gradients.
+        Array.ForEach(saved, tensor => tensor.Dispose());
         grad_outputs.ForEach(gradient => gradient?.Dispose());
         return gradients;
     }

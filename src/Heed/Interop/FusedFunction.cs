@@ -102,7 +102,8 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
     /// operations.</summary>
     private static Tensor?[] DifferentiablyAgain(Call call, Tensor?[] saved, List<Tensor> outer)
     {
-        var inputs = saved[..FusedProblem.Count];
+        // Tensors of their own: where one tensor is key and value at once, each is to get its own part of the gradient.
+        Tensor?[] inputs = [.. saved[..FusedProblem.Count].Select(input => input?.alias())];
         var options = call.Problem.OptionsOver(inputs);
         List<Tensor> outputs = [], outputGradients = [], wanted = [];
         if (Given(outer[0]) is { } first)

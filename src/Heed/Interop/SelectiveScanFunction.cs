@@ -136,6 +136,11 @@ internal sealed unsafe class SelectiveScanFunction : autograd.MultiTensorFunctio
 
     private static long CheckpointFloats(Tensor?[] tensors)
     {
+        if (tensors[0]!.size(0) == 0)
+        {
+            return 0;
+        }
+
         using var numbers = new Numbers(tensors);
         return FusedScan.CheckpointFloats(Arguments(tensors, numbers, false, null));
     }

@@ -32,7 +32,7 @@ public sealed class ConvolutionalGlu : nn.Module<Tensor, Tensor>
         fc2 = nn.Linear(hidden, width);
         RegisterComponents();
         Parameters.Keep(this);
-        Parameters.InitializeTruncatedNormal(this, false);
+        Parameters.InitializeNormal(this, false);
     }
 
     /// <summary>The output.</summary>

@@ -27,7 +27,7 @@ public sealed class MixerBlock : nn.Module<Tensor, Tensor>
         {
             norm2 = nn.LayerNorm(width, normEpsilon);
             mlp = new(width, hidden);
-            Parameters.InitializeTruncatedNormal(mlp, false);
+            Parameters.InitializeNormal(mlp, false);
         }
 
         _drop = new(dropPath);

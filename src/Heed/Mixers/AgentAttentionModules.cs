@@ -159,7 +159,7 @@ public abstract class AgentAttentionModule : nn.Module<Tensor, Tensor>, IMapSour
         return tokens + (HasClassToken ? nn.functional.pad(local, [0, 0, 1, 0]) : local);
     }
 
-    private static Parameter Bias(params long[] shape) => Parameters.Make(shape, tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+    private static Parameter Bias(params long[] shape) => Parameters.Make(shape, tensor => Parameters.DrawNormal(tensor));
 
     /// <summary>Bilinear with half-pixel centres, as a grid of another size lies over the same picture.</summary>
     private static Tensor Resize(Tensor grid, long height, long width) =>

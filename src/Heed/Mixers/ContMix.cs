@@ -127,7 +127,7 @@ internal sealed class ContMixOperator
 
     /// <summary>A table of relative positions.</summary>
     public Parameter Bias(int side, double deviation) => Parameters.Make(
-        [Groups, (2 * side) - 1, (2 * side) - 1], tensor => _ = deviation == 0 ? tensor.zero_() : nn.init.trunc_normal_(tensor, 0, deviation, -2, 2));
+        [Groups, (2 * side) - 1, (2 * side) - 1], tensor => _ = deviation == 0 ? tensor.zero_() : Parameters.DrawNormal(tensor, deviation));
 
     public void Check(Tensor query, Tensor key, Tensor value)
     {

@@ -220,12 +220,12 @@ public sealed record ImportanceFactor(Tensor Map, Tensor LayerContribution) : ID
         long maps = 0;
         foreach (var map in weightMaps)
         {
-            if (map.dim() is not (2 or 3) || (sum is not null && (map.shape[^2] != sum.shape[0] || map.shape[^1] != sum.shape[1])))
+            if (map.dim() is not (2 or 3) || (sum is not null && (map.shape[map.dim() - 2] != sum.shape[0] || map.shape[map.dim() - 1] != sum.shape[1])))
             {
                 throw new ArgumentException($"Weight maps are [layers, features] or [batch, layers, features], all of the same layers and features; {AttentionShape.Text(map)} was given.", nameof(weightMaps));
             }
 
-            var part = map.dim() == 3 ? map.sum(0) : map;
+            var part = map.dim() == 3 ? map.sum([0L]) : map;
             sum = sum is null ? part : sum + part;
             maps += map.dim() == 3 ? map.shape[0] : 1;
         }

@@ -91,7 +91,7 @@ public sealed class PlainMambaMixer : nn.Module<Tensor, Tensor>, IMapSource
         A_log = MambaBranch.NewLogA(_channels, options.States);
         D = MambaBranch.NewSkip(_channels);
         out_proj = nn.Linear(_channels, options.Width, options.Bias);
-        direction_Bs = Parameters.Make([DirectionTerms, options.States], tensor => nn.init.trunc_normal_(tensor, 0, 0.02, -2, 2));
+        direction_Bs = Parameters.Make([DirectionTerms, options.States], tensor => Parameters.DrawNormal(tensor));
         gamma = options.LayerScale is { } scale ? Parameters.Make([options.Width], tensor => tensor.fill_(scale)) : null;
         RegisterComponents();
         Parameters.Keep(this);

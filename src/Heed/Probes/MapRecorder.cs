@@ -36,7 +36,8 @@ public sealed class MapRecorder : IDisposable
     {
         ArgumentNullException.ThrowIfNull(model);
         var recorder = new MapRecorder();
-        foreach (var (name, module) in model.named_modules())
+        // The enumeration leaves the model itself out.
+        foreach (var (name, module) in model.named_modules().Prepend(("", model)))
         {
             if (module is IMapSource source)
             {

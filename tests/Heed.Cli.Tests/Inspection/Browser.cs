@@ -44,7 +44,7 @@ public sealed class Browser : IAsyncLifetime
     }
 
     /// <summary>Opens a page on a laptop's screen. What it complains about or asks the network for is collected.</summary>
-    public async Task<(IPage Page, List<string> Complaints)> OpenAsync(string file, ColorScheme scheme = ColorScheme.Light)
+    public async Task<(IPage Page, List<string> Complaints)> OpenAsync(string file, ColorScheme scheme = ColorScheme.Light, string ready = "#stats dd")
     {
         Assert.SkipWhen(Missing is not null, Missing ?? "");
         var page = await _browser!.NewPageAsync(new() { ViewportSize = new() { Width = 1440, Height = 900 }, ColorScheme = scheme });
@@ -66,7 +66,7 @@ public sealed class Browser : IAsyncLifetime
             }
         };
         await page.GotoAsync(new Uri(file).AbsoluteUri);
-        await page.Locator("#stats dd").First.WaitForAsync();
+        await page.Locator(ready).First.WaitForAsync();
         return (page, complaints);
     }
 }

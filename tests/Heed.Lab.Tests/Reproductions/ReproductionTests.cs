@@ -54,6 +54,10 @@ public sealed class ReproductionTests
             var spent = (process.TotalProcessorTime - before).TotalSeconds;
             Assert.True(spent < 60, $"{slug} --quick took {spent:0} s of processor time.");
         }
+        catch (FileNotFoundException missing) when (missing.Message.Contains("apt-get install", StringComparison.Ordinal))
+        {
+            Assert.Skip(missing.Message);
+        }
         finally
         {
             Directory.Delete(folder, recursive: true);

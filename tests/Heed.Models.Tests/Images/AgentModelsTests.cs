@@ -103,6 +103,7 @@ public sealed class AgentModelsTests : IDisposable
         using var scope = NewDisposeScope();
         using var model = Small(family);
         var images = randn(2, 3, 64, 64);
+        Assert.All(model.named_parameters(), entry => Assert.True(entry.parameter.isfinite().all().item<bool>(), $"{entry.name} starts with something that is no number"));
         var loss = nn.functional.cross_entropy(model.forward(images), tensor(new long[] { 1, 4 }));
         loss.backward();
         Assert.All(model.named_parameters(), entry => Assert.True(entry.parameter.grad is not null && entry.parameter.grad.isfinite().all().item<bool>(), $"{entry.name} has no gradient"));

@@ -297,10 +297,8 @@ public sealed class Vim : ImageClassifier
             }
             else
             {
-                // LeCun's variance after the cut at two deviations, as the authors' framework has it.
-                const double CutDeviation = 0.87962566103423978;
-                var deviation = Math.Sqrt(1.0 / fan) / CutDeviation;
-                Parameters.DrawNormal(parameter, deviation);
+                // LeCun's variance.
+                Parameters.DrawNormal(parameter, Math.Sqrt(1.0 / fan));
             }
         }
     }

@@ -313,7 +313,7 @@ public sealed class OverLoCK : ImageClassifier
 }
 
 /// <summary>A block of OverLoCK's Base-Net and Overview-Net: a residual 3 x 3 convolution, then norm, re-parameterised large convolution, channel gate and convolutional perceptron in one branch.</summary>
-public sealed class RepConvBlock : nn.Module<Tensor, Tensor>
+internal sealed class RepConvBlock : nn.Module<Tensor, Tensor>
 {
     private readonly DepthwiseConvolution2d dwconv;
     private readonly Sequential proj;

@@ -305,7 +305,7 @@ public sealed class Vim : ImageClassifier
 }
 
 /// <summary>A block of a <see cref="Vim"/>: add, norm, mix. The residual travels beside the mixer's output and takes it up in the next block.</summary>
-public sealed class VimBlock : nn.Module<Tensor, Tensor?, (Tensor Hidden, Tensor Residual)>
+internal sealed class VimBlock : nn.Module<Tensor, Tensor?, (Tensor Hidden, Tensor Residual)>
 {
     private readonly nn.Module<Tensor, Tensor> mixer;
     private readonly nn.Module<Tensor, Tensor> norm;

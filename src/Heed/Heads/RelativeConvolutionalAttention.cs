@@ -125,7 +125,7 @@ public sealed class RelativeConvolutionalAttention : MultiHeadAttention
 
 /// <summary>A causal depth-wise convolution over time of <c>[B, N, H D]</c>, one kernel per element of a head, shared by all heads (arXiv 2109.08668, section 3): <c>y_t = b + sum_u w_u x_(t - (s - 1) + u)</c>, zeros before
 /// the start. Parameters <c>conv.weight</c> <c>[D, 1, s]</c>, whose last tap is the current position, and <c>conv.bias</c> <c>[D]</c>.</summary>
-public sealed class CausalHeadConvolution : nn.Module<Tensor, Tensor>
+internal sealed class CausalHeadConvolution : nn.Module<Tensor, Tensor>
 {
     private readonly Conv1d conv;
     private readonly int _heads;

@@ -1,4 +1,4 @@
-using Heed.Mixers;
+using Heed.Layers;
 using static TorchSharp.torch;
 
 namespace Heed.Lab.Benchmarks;

@@ -87,7 +87,7 @@ public sealed record EfficientVMambaOptions
 }
 
 /// <summary>EfficientVMamba (arXiv 2403.09977): stages of <see cref="EfficientVssBlock"/>s, then stages of inverted residuals with squeeze and excitation, for pictures of any size. Parameter names are those of TerryPei/EfficientVMamba.</summary>
-public sealed class EfficientVMamba : ImageClassifier
+public sealed class EfficientVMamba : ScanningClassifier
 {
     private readonly EfficientVMambaOptions _options;
     private readonly ModuleList<nn.Module<Tensor, Tensor>> patch_embed;
@@ -139,40 +139,11 @@ public sealed class EfficientVMamba : ImageClassifier
     /// <param name="classes">Number of classes.</param>
     public static EfficientVMamba Base(int classes = 1000) => new(new() { Depths = [2, 2, 9, 2], Width = 96, Classes = classes, DropPath = 0.2 });
 
-    /// <inheritdoc/>
-    public override Tensor forward(Tensor images)
-    {
-        using var scope = NewDisposeScope();
-        return classifier.forward(Maps(images)).MoveToOuterDisposeScope();
-    }
+    private protected override ClassifierHead Head => classifier;
 
-    /// <inheritdoc/>
-    public override Tensor Features(Tensor images)
-    {
-        using var scope = NewDisposeScope();
-        return classifier.Normalize(Maps(images)).permute(0, 3, 1, 2).MoveToOuterDisposeScope();
-    }
+    private protected override IEnumerable<nn.Module<Tensor, Tensor>> Stages => layers;
 
-    /// <summary>Also knows the names of checkpoints from before the authors renamed parts.</summary>
-    /// <inheritdoc/>
-    public override string? NameOf(string stored)
-    {
-        ArgumentNullException.ThrowIfNull(stored);
-        return VMambaNames.Current(stored);
-    }
-
-    // [B, H, W, C]
-    private Tensor Maps(Tensor images)
-    {
-        CheckImages(images);
-        var map = patch_embed[2].forward(ChannelsLast.Convolve(patch_embed[0], images.permute(0, 2, 3, 1)));
-        foreach (var layer in layers)
-        {
-            map = layer.forward(map);
-        }
-
-        return map;
-    }
+    private protected override Tensor Embed(Tensor images) => patch_embed[2].forward(ChannelsLast.Convolve(patch_embed[0], images));
 
     /// <summary>Inverted residuals and what halves their map, numbered as the authors number them: 1 to n, and n + 2.</summary>
     private sealed class ResidualStage : nn.Module<Tensor, Tensor>

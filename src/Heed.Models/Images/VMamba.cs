@@ -148,7 +148,7 @@ public sealed record VMambaOptions
 
 /// <summary>VMamba (arXiv 2401.10166): a pyramid of <see cref="VSSBlock"/>s, for pictures of any size. Parameter names are the authors' (MzeroMiko/VMamba), with norms of either layout: <c>patch_embed.0|2|5|7</c>,
 /// <c>layers.{i}.blocks.{j}.norm|op|norm2|mlp</c>, <c>layers.{i}.downsample.1|3</c>, <c>classifier.norm|head</c>.</summary>
-public sealed class VMamba : ImageClassifier
+public sealed class VMamba : ScanningClassifier
 {
     private readonly VMambaOptions _options;
     private readonly ModuleList<nn.Module<Tensor, Tensor>> patch_embed;
@@ -212,26 +212,14 @@ public sealed class VMamba : ImageClassifier
     /// <param name="classes">Number of classes.</param>
     public static VMamba Base(int classes = 1000) => new(new() { Depths = [2, 2, 15, 2], Widths = [128, 256, 512, 1024], Mixer = Published(2), Classes = classes, DropPath = 0.6 });
 
-    /// <inheritdoc/>
-    public override Tensor forward(Tensor images)
-    {
-        using var scope = NewDisposeScope();
-        return classifier.forward(Maps(images)).MoveToOuterDisposeScope();
-    }
+    private protected override ClassifierHead Head => classifier;
 
-    /// <inheritdoc/>
-    public override Tensor Features(Tensor images)
-    {
-        using var scope = NewDisposeScope();
-        return classifier.Normalize(Maps(images)).permute(0, 3, 1, 2).MoveToOuterDisposeScope();
-    }
+    private protected override IEnumerable<nn.Module<Tensor, Tensor>> Stages => layers;
 
-    /// <summary>Also knows the names of checkpoints from before the authors renamed parts.</summary>
-    /// <inheritdoc/>
-    public override string? NameOf(string stored)
+    private protected override Tensor Embed(Tensor images)
     {
-        ArgumentNullException.ThrowIfNull(stored);
-        return VMambaNames.Current(stored);
+        var map = patch_embed[2].forward(ChannelsLast.Convolve(patch_embed[0], images));
+        return _options.TwoConvolutions ? patch_embed[7].forward(ChannelsLast.Convolve(patch_embed[5], patch_embed[4].forward(map))) : map;
     }
 
     private static SS2DOptions Published(double expand) => new() { Width = 1, States = 1, Expand = expand, ConvolutionBias = false, Gate = false };
@@ -241,27 +229,7 @@ public sealed class VMamba : ImageClassifier
         ScanDownsampling.PatchMerging => new PatchMerging(width, next),
         ScanDownsampling.Convolution2 => nn.ModuleList<nn.Module<Tensor, Tensor>>(nn.Identity(), nn.Conv2d(width, next, 2, stride: 2), nn.Identity(), nn.LayerNorm(next)),
         _ => nn.ModuleList<nn.Module<Tensor, Tensor>>(nn.Identity(), nn.Conv2d(width, next, 3, stride: 2, padding: 1), nn.Identity(), nn.LayerNorm(next)),
-    };
-
-    // [B, H, W, C]
-    private Tensor Maps(Tensor images)
-    {
-        CheckImages(images);
-        var map = ChannelsLast.Convolve(patch_embed[0], images.permute(0, 2, 3, 1));
-        map = patch_embed[2].forward(map);
-        if (_options.TwoConvolutions)
-        {
-            map = patch_embed[7].forward(ChannelsLast.Convolve(patch_embed[5], patch_embed[4].forward(map)));
-        }
-
-        foreach (var layer in layers)
-        {
-            map = layer.forward(map);
-        }
-
-        return map;
-    }
-}
+    };}
 
 /// <summary>The blocks of a stage and what halves their map: <c>blocks.{j}</c>, <c>downsample</c>.</summary>
 internal sealed class ScanStage : nn.Module<Tensor, Tensor>

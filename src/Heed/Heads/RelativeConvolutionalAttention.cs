@@ -1,5 +1,4 @@
 using Heed.Layers;
-using Heed.Mixers;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

@@ -73,59 +73,33 @@ public sealed record TransNeXtAttentionOptions
     }
 }
 
-/// <summary>Attention over whole pictures of TransNeXt (arXiv 2311.17132), with routed heads in MoH-ViT (arXiv 2410.11842): queries and keys of length one, a learned query embedding e, a scale that grows with the number of keys, and
-/// a bias from relative positions on a logarithmic scale: <c>softmax(((q/|q| + e) softplus(tau) ln N) . (k/|k|) + bias) v</c>.</summary>
-/// <remarks>Parameter names: <c>qkv</c>, <c>proj</c>, <c>temperature</c>, <c>query_embedding</c>, <c>cpb_fc1</c>, <c>cpb_fc2</c>, <c>wg</c>, <c>wg_0</c>, <c>wg_1</c>. The table of relative positions is computed. All heads are computed
-/// before they are weighed: the bias differs by head and query, and pictures of this stage are small.</remarks>
-public sealed class TransNeXtAttention : nn.Module<Tensor, Tensor>, IMapSource
+/// <summary>What the two forms of TransNeXt's attention are to their callers: attention over the tokens of a picture whose heads may be routed. Parameter names: <c>wg</c>, <c>wg_0</c>, <c>wg_1</c>.</summary>
+public abstract class RoutedPictureAttention : nn.Module<Tensor, Tensor>, IMapSource
 {
-    private readonly TransNeXtAttentionOptions _options;
     private readonly Func<Tensor, bool, Tensor?, double, HeadRouting>? _route;
-    private readonly RelativePositions _positions;
-    private readonly Projection qkv;
-    private readonly Projection proj;
-    private readonly Parameter temperature;
-    private readonly Parameter query_embedding;
-    private readonly Linear cpb_fc1;
-    private readonly Linear cpb_fc2;
-    private readonly Projection? wg;
-    private readonly Projection? wg_0;
-    private readonly Projection? wg_1;
+    private protected readonly Projection? wg;
+    private protected readonly Projection? wg_0;
+    private protected readonly Projection? wg_1;
 
-    /// <summary>Makes the module.</summary>
-    /// <param name="options">Its shape.</param>
-    /// <param name="site">Where its attention calls stand in a model.</param>
-    /// <exception cref="ArgumentException">The sizes or the counts of heads do not fit together.</exception>
-    public TransNeXtAttention(TransNeXtAttentionOptions options, AttentionSite site = default)
-        : base(nameof(TransNeXtAttention))
+    private protected RoutedPictureAttention(string name, TransNeXtAttentionOptions options)
+        : base(name)
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Check();
-        (_options, Site) = (options, site);
+        Options = options;
         var router = options.SharedHeads is { } shared ? new HeadRouter(options.Width, options.Heads, shared, options.RoutedHeads) : null;
         _route = router is null ? null : router.Route;
-        _positions = options.PositionsTo(options.Rows, options.Columns);
-        qkv = new(options.Width, 3 * options.Width, options.QueryKeyValueBias);
-        proj = new(options.Width, options.Width, true);
-        temperature = TransNeXtParts.Temperature(options.Heads);
-        query_embedding = TransNeXtParts.Normal([options.Heads, 1, options.HeadWidth]);
-        (cpb_fc1, cpb_fc2) = TransNeXtParts.PositionPerceptron(options.Heads);
         (wg, wg_0, wg_1) = (router?.ToRouted, router?.ToParts, router?.ToShared);
-        RegisterComponents();
-        Parameters.Keep(this);
     }
 
-    /// <summary>Where the module's attention calls stand in a model.</summary>
-    public AttentionSite Site { get; }
-
-    /// <summary>The hooks that the module's attention calls pass on; null: none.</summary>
-    public AttentionHooks? Hooks { get; set; }
+    /// <summary>The shape.</summary>
+    public TransNeXtAttentionOptions Options { get; }
 
     /// <inheritdoc/>
     public MapRecorder? Recorder { get; set; }
 
     /// <inheritdoc/>
-    public override Tensor forward(Tensor input)
+    public sealed override Tensor forward(Tensor input)
     {
         using var scope = NewDisposeScope();
         return ForwardWithRouting(input).Output.MoveToOuterDisposeScope();
@@ -137,11 +111,72 @@ public sealed class TransNeXtAttention : nn.Module<Tensor, Tensor>, IMapSource
     /// <exception cref="ArgumentException">The input has another shape.</exception>
     public (Tensor Output, HeadRouting? Routing) ForwardWithRouting(Tensor input)
     {
-        TransNeXtParts.CheckInput(input, _options);
+        ArgumentNullException.ThrowIfNull(input);
+        if (input.dim() != 3 || input.shape[1] != (long)Options.Rows * Options.Columns || input.shape[2] != Options.Width)
+        {
+            throw new ArgumentException(
+                $"The input must be [batch, {Options.Rows} x {Options.Columns} tokens, {Options.Width}], not [{string.Join(", ", input.shape)}].", nameof(input));
+        }
+
         using var scope = NewDisposeScope();
+        var routing = _route?.Invoke(input, training, null, training ? Options.BalanceWeight : 0);
+        var output = Mix(input, routing?.Gates.transpose(1, 2).unsqueeze(-1));
+        if (routing is not null)
+        {
+            GateMaps.Record(this, routing.Gates, (Options.Rows, Options.Columns));
+        }
+
+        return (output.MoveToOuterDisposeScope(), routing?.MoveToOuterDisposeScope());
+    }
+
+    /// <summary>The output for an input of the right shape; in the dispose scope of the caller.</summary>
+    /// <param name="input"><c>[B, N, C]</c>.</param>
+    /// <param name="gates">What the heads' outputs are multiplied by, <c>[B, H, N, 1]</c>; null: nothing.</param>
+    private protected abstract Tensor Mix(Tensor input, Tensor? gates);
+}
+
+/// <summary>Attention over whole pictures of TransNeXt (arXiv 2311.17132), with routed heads in MoH-ViT (arXiv 2410.11842): queries and keys of length one, a learned query embedding e, a scale that grows with the number of keys, and
+/// a bias from relative positions on a logarithmic scale: <c>softmax(((q/|q| + e) softplus(tau) ln N) . (k/|k|) + bias) v</c>.</summary>
+/// <remarks>Parameter names: <c>qkv</c>, <c>proj</c>, <c>temperature</c>, <c>query_embedding</c>, <c>cpb_fc1</c>, <c>cpb_fc2</c>, <c>wg</c>, <c>wg_0</c>, <c>wg_1</c>. The table of relative positions is computed. All heads are computed
+/// before they are weighed: the bias differs by head and query, and pictures of this stage are small.</remarks>
+public sealed class TransNeXtAttention : RoutedPictureAttention
+{
+    private readonly RelativePositions _positions;
+    private readonly Projection qkv;
+    private readonly Projection proj;
+    private readonly Parameter temperature;
+    private readonly Parameter query_embedding;
+    private readonly Linear cpb_fc1;
+    private readonly Linear cpb_fc2;
+
+    /// <summary>Makes the module.</summary>
+    /// <param name="options">Its shape.</param>
+    /// <param name="site">Where its attention calls stand in a model.</param>
+    /// <exception cref="ArgumentException">The sizes or the counts of heads do not fit together.</exception>
+    public TransNeXtAttention(TransNeXtAttentionOptions options, AttentionSite site = default)
+        : base(nameof(TransNeXtAttention), options)
+    {
+        Site = site;
+        _positions = options.PositionsTo(options.Rows, options.Columns);
+        qkv = new(options.Width, 3 * options.Width, options.QueryKeyValueBias);
+        proj = new(options.Width, options.Width, true);
+        temperature = TransNeXtParts.Temperature(options.Heads);
+        query_embedding = TransNeXtParts.Normal([options.Heads, 1, options.HeadWidth]);
+        (cpb_fc1, cpb_fc2) = TransNeXtParts.PositionPerceptron(options.Heads);
+        RegisterComponents();
+        Parameters.Keep(this);
+    }
+
+    /// <summary>Where the module's attention calls stand in a model.</summary>
+    public AttentionSite Site { get; }
+
+    /// <summary>The hooks that the module's attention calls pass on; null: none.</summary>
+    public AttentionHooks? Hooks { get; set; }
+
+    private protected override Tensor Mix(Tensor input, Tensor? gates)
+    {
         var (batch, tokens) = (input.shape[0], input.shape[1]);
-        var routing = _route?.Invoke(input, training, null, training ? _options.BalanceWeight : 0);
-        var parts = qkv.forward(input).view(batch, tokens, 3, _options.Heads, _options.HeadWidth).unbind(2);
+        var parts = qkv.forward(input).view(batch, tokens, 3, Options.Heads, Options.HeadWidth).unbind(2);
         using Scalar growth = Math.Log(tokens);
         var query = (TransNeXtParts.Unit(parts[0].transpose(1, 2)) + query_embedding) * (nn.functional.softplus(temperature) * growth);
         var bias = _positions.Bias(cpb_fc1, cpb_fc2);
@@ -149,14 +184,9 @@ public sealed class TransNeXtAttention : nn.Module<Tensor, Tensor>, IMapSource
         {
             Scale = 1,
             Biases = [new DenseBias(bias)],
-            Gate = routing?.Gates.transpose(1, 2).unsqueeze(-1),
+            Gate = gates,
         }, Site, Hooks);
-        if (routing is not null)
-        {
-            GateMaps.Record(this, routing.Gates, (_options.Rows, _options.Columns));
-        }
-
-        return (proj.forward(heads.transpose(1, 2).reshape(batch, tokens, -1)).MoveToOuterDisposeScope(), routing?.MoveToOuterDisposeScope());
+        return proj.forward(heads.transpose(1, 2).reshape(batch, tokens, -1));
     }
 }
 
@@ -164,10 +194,8 @@ public sealed class TransNeXtAttention : nn.Module<Tensor, Tensor>, IMapSource
 /// query but on no key. With routed heads in MoH-ViT (arXiv 2410.11842).</summary>
 /// <remarks>Parameter names: <c>q</c>, <c>kv</c>, <c>sr</c>, <c>norm</c>, <c>proj</c>, <c>temperature</c>, <c>query_embedding</c>, <c>cpb_fc1</c>, <c>cpb_fc2</c>, <c>relative_pos_bias_local</c>, <c>learnable_tokens</c>, <c>learnable_bias</c>,
 /// <c>wg</c>, <c>wg_0</c>, <c>wg_1</c>. The pooled part goes through the door and is merged with the neighbourhood by their log-sum-exp; hooks see the pooled part only.</remarks>
-public sealed class AggregatedAttention : nn.Module<Tensor, Tensor>, IMapSource
+public sealed class AggregatedAttention : RoutedPictureAttention
 {
-    private readonly TransNeXtAttentionOptions _options;
-    private readonly Func<Tensor, bool, Tensor?, double, HeadRouting>? _route;
     private readonly RelativePositions _positions;
     private readonly int _neighbours;
     private readonly Projection q;
@@ -182,18 +210,13 @@ public sealed class AggregatedAttention : nn.Module<Tensor, Tensor>, IMapSource
     private readonly Parameter relative_pos_bias_local;
     private readonly Parameter learnable_tokens;
     private readonly Parameter learnable_bias;
-    private readonly Projection? wg;
-    private readonly Projection? wg_0;
-    private readonly Projection? wg_1;
 
     /// <summary>Makes the module.</summary>
     /// <param name="options">Its shape.</param>
     /// <exception cref="ArgumentException">The sizes or the counts of heads do not fit together, or the neighbourhood's side is even.</exception>
     public AggregatedAttention(TransNeXtAttentionOptions options)
-        : base(nameof(AggregatedAttention))
+        : base(nameof(AggregatedAttention), options)
     {
-        ArgumentNullException.ThrowIfNull(options);
-        options.Check();
         if (options.Window < 1 || options.Window % 2 == 0)
         {
             throw new ArgumentException($"A neighbourhood lies around its query, so its side must be odd, not {options.Window}.", nameof(options));
@@ -204,10 +227,7 @@ public sealed class AggregatedAttention : nn.Module<Tensor, Tensor>, IMapSource
             throw new ArgumentException($"A picture of {options.Rows} x {options.Columns} positions cannot be pooled {options.Reduction} times along each side: take a smaller reduction.", nameof(options));
         }
 
-        _options = options;
         _neighbours = options.Window * options.Window;
-        var router = options.SharedHeads is { } shared ? new HeadRouter(options.Width, options.Heads, shared, options.RoutedHeads) : null;
-        _route = router is null ? null : router.Route;
         _positions = options.PositionsTo(options.Pooled.Rows, options.Pooled.Columns);
         q = new(options.Width, options.Width, options.QueryKeyValueBias);
         kv = new(options.Width, 2 * options.Width, options.QueryKeyValueBias);
@@ -220,32 +240,13 @@ public sealed class AggregatedAttention : nn.Module<Tensor, Tensor>, IMapSource
         relative_pos_bias_local = TransNeXtParts.Normal([options.Heads, _neighbours], 0.0004);
         learnable_tokens = TransNeXtParts.Normal([options.Heads, options.HeadWidth, _neighbours]);
         learnable_bias = Parameters.Make([options.Heads, 1, _neighbours], tensor => tensor.zero_());
-        (wg, wg_0, wg_1) = (router?.ToRouted, router?.ToParts, router?.ToShared);
         RegisterComponents();
         Parameters.Keep(this);
     }
 
-    /// <inheritdoc/>
-    public MapRecorder? Recorder { get; set; }
-
-    /// <inheritdoc/>
-    public override Tensor forward(Tensor input)
+    private protected override Tensor Mix(Tensor input, Tensor? gates)
     {
-        using var scope = NewDisposeScope();
-        return ForwardWithRouting(input).Output.MoveToOuterDisposeScope();
-    }
-
-    /// <summary>The module's output and which heads the tokens use.</summary>
-    /// <param name="input"><c>[B, N, C]</c>, N the positions of the picture, row by row.</param>
-    /// <returns>The output <c>[B, N, C]</c>, and the routing, with the load-balance loss in training; null without a router.</returns>
-    /// <exception cref="ArgumentException">The input has another shape.</exception>
-    public (Tensor Output, HeadRouting? Routing) ForwardWithRouting(Tensor input)
-    {
-        TransNeXtParts.CheckInput(input, _options);
-        using var scope = NewDisposeScope();
-        var (batch, tokens, heads, width) = (input.shape[0], input.shape[1], _options.Heads, _options.HeadWidth);
-        var routing = _route?.Invoke(input, training, null, training ? _options.BalanceWeight : 0);
-
+        var (batch, tokens, heads, width) = (input.shape[0], input.shape[1], Options.Heads, Options.HeadWidth);
         var (exists, count) = Neighbours(input.dtype, input.device);
         var unit = TransNeXtParts.Unit(q.forward(input).view(batch, tokens, heads, width).transpose(1, 2));
         var query = (unit + query_embedding) * nn.functional.softplus(temperature) * count.log();
@@ -264,26 +265,21 @@ public sealed class AggregatedAttention : nn.Module<Tensor, Tensor>, IMapSource
         var total = logaddexp(scores.logsumexp(-1), pooledSum);
         var weights = (scores - total.unsqueeze(-1)).exp() + matmul(unit, learnable_tokens) + learnable_bias;
         var output = (nearValues * weights.unsqueeze(3)).sum(-1) + (pooled * (pooledSum - total).exp().unsqueeze(-1));
-        if (routing is not null)
-        {
-            output = output * routing.Gates.transpose(1, 2).unsqueeze(-1);
-            GateMaps.Record(this, routing.Gates, (_options.Rows, _options.Columns));
-        }
-
-        return (proj.forward(output.transpose(1, 2).reshape(batch, tokens, -1)).MoveToOuterDisposeScope(), routing?.MoveToOuterDisposeScope());
+        output = gates is null ? output : output * gates;
+        return proj.forward(output.transpose(1, 2).reshape(batch, tokens, -1));
     }
 
     private Tensor Pooled(Tensor input)
     {
-        var map = input.transpose(1, 2).reshape(input.shape[0], _options.Width, _options.Rows, _options.Columns);
-        var (rows, columns) = _options.Pooled;
+        var map = input.transpose(1, 2).reshape(input.shape[0], Options.Width, Options.Rows, Options.Columns);
+        var (rows, columns) = Options.Pooled;
         return norm.forward(nn.functional.adaptive_avg_pool2d(nn.functional.gelu(sr.forward(map)), [rows, columns]).flatten(2).transpose(1, 2));
     }
 
     // [B, H, n, D] each
     private (Tensor Key, Tensor Value) KeysAndValues(Tensor tokens)
     {
-        var parts = kv.forward(tokens).view(tokens.shape[0], tokens.shape[1], 2, _options.Heads, _options.HeadWidth).permute(2, 0, 3, 1, 4).unbind(0);
+        var parts = kv.forward(tokens).view(tokens.shape[0], tokens.shape[1], 2, Options.Heads, Options.HeadWidth).permute(2, 0, 3, 1, 4).unbind(0);
         return (parts[0], parts[1]);
     }
 
@@ -291,17 +287,17 @@ public sealed class AggregatedAttention : nn.Module<Tensor, Tensor>, IMapSource
     private Tensor Unfold(Tensor maps)
     {
         var (batch, heads, tokens, width) = (maps.shape[0], maps.shape[1], maps.shape[2], maps.shape[3]);
-        var picture = maps.transpose(2, 3).reshape(batch, heads * width, _options.Rows, _options.Columns);
-        var reach = _options.Window / 2;
-        return nn.functional.unfold(picture, _options.Window, padding: reach).view(batch, heads, width, _neighbours, tokens).permute(0, 1, 4, 2, 3);
+        var picture = maps.transpose(2, 3).reshape(batch, heads * width, Options.Rows, Options.Columns);
+        var reach = Options.Window / 2;
+        return nn.functional.unfold(picture, Options.Window, padding: reach).view(batch, heads, width, _neighbours, tokens).permute(0, 1, 4, 2, 3);
     }
 
     /// <summary>Which neighbours exist, <c>[N, neighbours]</c>, and how many keys each query sees, <c>[N, 1]</c>.</summary>
     private (Tensor Exists, Tensor Count) Neighbours(ScalarType type, Device device)
     {
-        var reach = _options.Window / 2;
-        using Scalar half = 0.5, pooled = (double)_options.Pooled.Rows * _options.Pooled.Columns;
-        var inside = nn.functional.unfold(ones([1, 1, _options.Rows, _options.Columns], dtype: type, device: device), _options.Window, padding: reach)[0].transpose(0, 1);
+        var reach = Options.Window / 2;
+        using Scalar half = 0.5, pooled = (double)Options.Pooled.Rows * Options.Pooled.Columns;
+        var inside = nn.functional.unfold(ones([1, 1, Options.Rows, Options.Columns], dtype: type, device: device), Options.Window, padding: reach)[0].transpose(0, 1);
         return (inside > half, inside.sum(-1, keepdim: true) + pooled);
     }
 }
@@ -327,14 +323,4 @@ internal static class TransNeXtParts
     }
 
     public static Tensor Unit(Tensor vectors) => nn.functional.normalize(vectors, 2, -1, 1e-12);
-
-    public static void CheckInput(Tensor input, TransNeXtAttentionOptions options)
-    {
-        ArgumentNullException.ThrowIfNull(input);
-        if (input.dim() != 3 || input.shape[1] != (long)options.Rows * options.Columns || input.shape[2] != options.Width)
-        {
-            throw new ArgumentException(
-                $"The input must be [batch, {options.Rows} x {options.Columns} tokens, {options.Width}], not [{string.Join(", ", input.shape)}].", nameof(input));
-        }
-    }
 }

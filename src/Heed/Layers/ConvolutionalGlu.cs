@@ -1,4 +1,3 @@
-using Heed.Mixers;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
 

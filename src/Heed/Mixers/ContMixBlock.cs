@@ -43,7 +43,7 @@ public sealed record ContMixBlockOptions
 public sealed class ContMixBlock : nn.Module<Tensor, Tensor>, IMapSource
 {
     private readonly ContMixOperator _operator;
-    private readonly bool _scalesIdentity;
+    private readonly ContMixFrame _frame;
     private readonly DropPath _drop;
     private readonly DepthwiseConvolution2d dwconv1;
     private readonly LayerNorm2d norm1;
@@ -73,11 +73,11 @@ public sealed class ContMixBlock : nn.Module<Tensor, Tensor>, IMapSource
         ArgumentNullException.ThrowIfNull(options);
         var dim = options.Dim;
         _operator = new(dim, options.KernelSize, options.SmallKernelSize, options.Heads);
-        (_scalesIdentity, _drop) = (options.ScaleIdentity, new(options.DropPath));
+        _drop = new(options.DropPath);
         dwconv1 = new(dim, 3, residual: true);
         norm1 = new(dim);
-        gate = ContMixFrame.Gate(dim);
-        lepe = ContMixFrame.LocalPositions(dim, options);
+        gate = ContMixFrame.NewGate(dim);
+        lepe = ContMixFrame.NewLocalPositions(dim, options);
         (weight_query, weight_key, weight_proj) = (_operator.QueryMap(), _operator.KeyMap(dim), _operator.KernelMap());
         weight_value = ContMixFrame.NormedMap(dim);
         (rpb1, rpb2) = (_operator.Bias(options.SmallKernelSize, 0.02), _operator.Bias(options.KernelSize, 0.02));
@@ -88,6 +88,7 @@ public sealed class ContMixBlock : nn.Module<Tensor, Tensor>, IMapSource
         norm2 = new(dim);
         mlp = ContMixFrame.FeedForward(dim, (long)(dim * options.FeedForwardRatio));
         (ls1, ls2) = (ContMixFrame.Scale(dim, options), ContMixFrame.Scale(dim, options));
+        _frame = new(fusion_proj, lepe, se_layer, gate, proj, dwconv2, norm2, mlp, ls1, ls2, _drop, options.ScaleIdentity);
         RegisterComponents();
         Parameters.Keep(this);
     }
@@ -124,19 +125,30 @@ public sealed class ContMixBlock : nn.Module<Tensor, Tensor>, IMapSource
         var logits = _operator.Logits(weight_query.forward(wide), weight_key.forward(wide), weight_proj);
         var mixed = ContMixOperator.Reduced(DynamicConvolution.Apply(logits, rpb1, rpb2, weight_value.forward(wide)), normed);
         ContMixOperator.Record(this, logits, rpb1, rpb2);
-        mixed = se_layer.forward(fusion_proj.forward(mixed) + lepe.forward(normed));
-        var branch = proj.forward(gate.forward(normed) * mixed);
-        var output = dwconv2.forward(ContMixFrame.Join(identity, _drop.forward(branch), ls1, _scalesIdentity));
-        return (ContMixFrame.Join(output, _drop.forward(mlp.forward(norm2.forward(output))), ls2, _scalesIdentity), logits);
+        return (_frame.Finish(identity, normed, mixed), logits);
     }
 }
 
-/// <summary>What the blocks around the operator share.</summary>
-internal static class ContMixFrame
+/// <summary>What follows the operator in the blocks around it: gate, output map, convolution and perceptron. The parts belong to the block, under the names that its checkpoints have.</summary>
+/// <param name="Fusion">Over the operator's output.</param>
+/// <param name="LocalPositions">The re-parameterised convolution.</param>
+/// <param name="Excitation">Over the sum of both.</param>
+/// <param name="Gate">What that is multiplied by.</param>
+/// <param name="Output">To the width of the block.</param>
+/// <param name="Convolution">Between the two branches.</param>
+/// <param name="Norm">Before the perceptron.</param>
+/// <param name="Perceptron">The second branch.</param>
+/// <param name="FirstScale">The layer scale of the first branch, if any.</param>
+/// <param name="SecondScale">The layer scale of the second.</param>
+/// <param name="Drop">Drops branches in training.</param>
+/// <param name="ScalesIdentity">Whether the layer scales stand at the identity path.</param>
+internal sealed record ContMixFrame(
+    Sequential Fusion, Sequential LocalPositions, SqueezeExcitation Excitation, Sequential Gate, Sequential Output, DepthwiseConvolution2d Convolution, LayerNorm2d Norm, Sequential Perceptron,
+    LayerScale? FirstScale, LayerScale? SecondScale, DropPath Drop, bool ScalesIdentity)
 {
-    public static Sequential Gate(long dim) => nn.Sequential(nn.Conv2d(dim, dim, 1, bias: false), nn.BatchNorm2d(dim), nn.SiLU());
+    public static Sequential NewGate(long dim) => nn.Sequential(nn.Conv2d(dim, dim, 1, bias: false), nn.BatchNorm2d(dim), nn.SiLU());
 
-    public static Sequential LocalPositions(long dim, ContMixBlockOptions options) => nn.Sequential(new DilatedReparamConv(dim, options.KernelSize, options.Deploy), nn.BatchNorm2d(dim));
+    public static Sequential NewLocalPositions(long dim, ContMixBlockOptions options) => nn.Sequential(new DilatedReparamConv(dim, options.KernelSize, options.Deploy), nn.BatchNorm2d(dim));
 
     public static Sequential NormedMap(long dim) => nn.Sequential(nn.Conv2d(dim, dim, 1, bias: false), nn.BatchNorm2d(dim));
 
@@ -148,7 +160,19 @@ internal static class ContMixFrame
     /// <summary>A layer scale, where the options have one.</summary>
     public static LayerScale? Scale(long dim, ContMixBlockOptions options) => options.LayerScale is { } initial ? new(dim, initial) : null;
 
+    /// <summary>The output of a block; in the dispose scope of the caller.</summary>
+    /// <param name="identity">What the first branch is added to.</param>
+    /// <param name="features">What gate and local positions read.</param>
+    /// <param name="mixed">The operator's output.</param>
+    public Tensor Finish(Tensor identity, Tensor features, Tensor mixed)
+    {
+        mixed = Excitation.forward(Fusion.forward(mixed) + LocalPositions.forward(features));
+        var branch = Output.forward(Gate.forward(features) * mixed);
+        var output = Convolution.forward(Join(identity, Drop.forward(branch), FirstScale));
+        return Join(output, Drop.forward(Perceptron.forward(Norm.forward(output))), SecondScale);
+    }
+
     /// <summary>Identity and branch added, one of them scaled.</summary>
-    public static Tensor Join(Tensor identity, Tensor branch, LayerScale? scale, bool scalesIdentity) =>
-        scale is null ? identity + branch : scalesIdentity ? scale.forward(identity) + branch : identity + scale.forward(branch);
+    private Tensor Join(Tensor identity, Tensor branch, LayerScale? scale) =>
+        scale is null ? identity + branch : ScalesIdentity ? scale.forward(identity) + branch : identity + scale.forward(branch);
 }

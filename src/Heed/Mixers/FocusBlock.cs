@@ -22,7 +22,7 @@ public enum FocusKernels
 public sealed class FocusBlock : nn.Module, IMapSource
 {
     private readonly ContMixOperator _operator;
-    private readonly bool _scalesIdentity;
+    private readonly ContMixFrame _frame;
     private readonly DropPath _drop;
     private readonly long _dim, _context;
     private readonly bool _isLast;
@@ -63,7 +63,7 @@ public sealed class FocusBlock : nn.Module, IMapSource
         ArgumentOutOfRangeException.ThrowIfLessThan(contextDim, 4);
         (_dim, _context, _isLast, _kernels) = (options.Dim, contextDim / 4, isLast, kernels);
         _operator = new(options.Dim, options.KernelSize, options.SmallKernelSize, options.Heads);
-        (_scalesIdentity, _drop) = (options.ScaleIdentity, new(options.DropPath));
+        _drop = new(options.DropPath);
         var whole = _dim + _context;
         if (!isFirst)
         {
@@ -76,14 +76,15 @@ public sealed class FocusBlock : nn.Module, IMapSource
         (weight_query, weight_key, weight_proj) = (_operator.QueryMap(), _operator.KeyMap((int)_context), _operator.KernelMap());
         (rpb1, rpb2) = (_operator.Bias(options.SmallKernelSize, 0), _operator.Bias(options.KernelSize, 0));
         dyconv_proj = ContMixFrame.NormedMap(_dim);
-        gate = ContMixFrame.Gate(_dim);
-        lepe = ContMixFrame.LocalPositions(_dim, options);
+        gate = ContMixFrame.NewGate(_dim);
+        lepe = ContMixFrame.NewLocalPositions(_dim, options);
         se_layer = new(_dim);
         proj = ContMixFrame.OutputMap(_dim, whole);
         dwconv2 = new(whole, 3, residual: true);
         norm2 = new(whole);
         mlp = ContMixFrame.FeedForward(whole, (long)(_dim * options.FeedForwardRatio));
         (ls1, ls2) = (ContMixFrame.Scale(whole, options), ContMixFrame.Scale(whole, options));
+        _frame = new(dyconv_proj, lepe, se_layer, gate, proj, dwconv2, norm2, mlp, ls1, ls2, _drop, options.ScaleIdentity);
         RegisterComponents();
         Parameters.Keep(this);
     }
@@ -118,10 +119,7 @@ public sealed class FocusBlock : nn.Module, IMapSource
         var logits = Logits(wide);
         var mixed = ContMixOperator.Reduced(DynamicConvolution.Apply(logits, rpb1, rpb2, _operator.Enlarged(fused)), fused);
         ContMixOperator.Record(this, logits, rpb1, rpb2);
-        mixed = se_layer.forward(dyconv_proj.forward(mixed) + lepe.forward(fused));
-        var branch = proj.forward(gate.forward(fused) * mixed);
-        var output = dwconv2.forward(ContMixFrame.Join(identity, _drop.forward(branch), ls1, _scalesIdentity));
-        output = ContMixFrame.Join(output, _drop.forward(mlp.forward(norm2.forward(output))), ls2, _scalesIdentity);
+        var output = _frame.Finish(identity, fused, mixed);
         if (_isLast)
         {
             return (output.MoveToOuterDisposeScope(), null);

@@ -22,6 +22,14 @@ internal readonly record struct MambaBranch(Conv1d Convolution, Linear Maps, Lin
     /// <summary>The rank R of the steps where none is given.</summary>
     public static int DefaultStepRank(int width) => (width + 15) / 16;
 
+    /// <summary>The freshly initialised parts of a direction, for a mixer to take as its own.</summary>
+    public static MambaBranch Create(MambaOptions options) => new(
+        NewConvolution(options.Channels, options.Kernel, options.ConvolutionBias),
+        nn.Linear(options.Channels, options.Rank + (2 * options.States), hasBias: false),
+        NewStep(options.Rank, options.Channels),
+        NewLogA(options.Channels, options.States),
+        NewSkip(options.Channels));
+
     /// <summary>The module that holds the filters.</summary>
     public static Conv1d NewConvolution(int channels, int kernel, bool bias) => nn.Conv1d(channels, channels, kernel, padding: kernel - 1, groups: channels, bias: bias);
 
@@ -82,8 +90,9 @@ internal readonly record struct MambaBranch(Conv1d Convolution, Linear Maps, Lin
         return (convolved, delta, -LogA.exp(), maps.narrow(2, rank, states).transpose(1, 2), maps.narrow(2, rank + states, states).transpose(1, 2));
     }
 
-    /// <summary>Hands over how strongly the scans answered at every place of the picture (the norm over channels), and how long their steps were (the mean).</summary>
-    internal static void Record(IMapSource source, TokenGrid? grid, IReadOnlyList<string> directions, IEnumerable<Tensor> outputs, IEnumerable<Tensor> steps)
+    /// <summary>Hands over how strongly the scans answered at every place of the picture (the norm over channels), and how long their steps were (the mean). The steps are there
+    /// where the source has a recorder.</summary>
+    internal static void Record(IMapSource source, TokenGrid? grid, IReadOnlyList<string> directions, IEnumerable<Tensor> outputs, IEnumerable<Tensor?> steps)
     {
         if (source.Recorder is not { } recorder || grid is null)
         {
@@ -93,6 +102,6 @@ internal readonly record struct MambaBranch(Conv1d Convolution, Linear Maps, Lin
         using var scope = NewDisposeScope();
         using var still = no_grad();
         recorder.Record(source, "response", grid.Maps(stack(outputs.Select(output => linalg.norm(output.detach(), dims: [1])), 1)), [.. directions.Select(direction => $"response, {direction}")]);
-        recorder.Record(source, "step", grid.Maps(stack(steps.Select(step => step.mean([1L])), 1)), [.. directions.Select(direction => $"step, {direction}")]);
+        recorder.Record(source, "step", grid.Maps(stack(steps.Select(step => step!.mean([1L])), 1)), [.. directions.Select(direction => $"step, {direction}")]);
     }
 }

@@ -55,6 +55,13 @@ public sealed record MambaOptions
             throw new ArgumentException($"The mixer reads tokens [batch, length, {Width}] of length 1 or more, not [{string.Join(", ", tokens.shape)}].", nameof(tokens));
         }
     }
+
+    /// <summary>The signal and the gate, <c>[B, E, T]</c> each, of projected tokens <c>[B, T, 2 E]</c>.</summary>
+    internal (Tensor Signal, Tensor Gate) Halves(Tensor projected)
+    {
+        var channels = projected.transpose(1, 2);
+        return (channels.narrow(1, 0, Channels), channels.narrow(1, Channels, Channels));
+    }
 }
 
 /// <summary>Mamba (arXiv 2312.00752): a causal token mixer in linear time. Projected to a signal and a gate; the signal goes through a short causal convolution and a <see cref="SelectiveScan"/> whose steps and maps
@@ -81,11 +88,7 @@ public sealed class MambaMixer : nn.Module<Tensor, Tensor>, IMapSource
         _options = options;
         var channels = options.Channels;
         in_proj = nn.Linear(options.Width, 2 * channels, options.Bias);
-        conv1d = MambaBranch.NewConvolution(channels, options.Kernel, options.ConvolutionBias);
-        x_proj = nn.Linear(channels, options.Rank + (2 * options.States), hasBias: false);
-        dt_proj = MambaBranch.NewStep(options.Rank, channels);
-        A_log = MambaBranch.NewLogA(channels, options.States);
-        D = MambaBranch.NewSkip(channels);
+        (conv1d, x_proj, dt_proj, A_log, D) = MambaBranch.Create(options);
         out_proj = nn.Linear(channels, options.Width, options.Bias);
         RegisterComponents();
         Parameters.Keep(this);
@@ -105,14 +108,9 @@ public sealed class MambaMixer : nn.Module<Tensor, Tensor>, IMapSource
     {
         _options.Check(tokens);
         using var scope = NewDisposeScope();
-        var both = in_proj.forward(tokens).transpose(1, 2);
-        var branch = new MambaBranch(conv1d, x_proj, dt_proj, A_log, D);
-        var (output, step) = branch.Run(both.narrow(1, 0, _options.Channels), both.narrow(1, _options.Channels, _options.Channels), Recorder is not null);
-        if (step is not null)
-        {
-            MambaBranch.Record(this, _options.Grid, ["forward"], [output], [step]);
-        }
-
+        var (signal, gate) = _options.Halves(in_proj.forward(tokens));
+        var (output, step) = new MambaBranch(conv1d, x_proj, dt_proj, A_log, D).Run(signal, gate, Recorder is not null);
+        MambaBranch.Record(this, _options.Grid, ["forward"], [output], [step]);
         return out_proj.forward(output.transpose(1, 2)).MoveToOuterDisposeScope();
     }
 }

@@ -52,24 +52,16 @@ public sealed class VimMixer : nn.Module<Tensor, Tensor>, IMapSource
         ArgumentNullException.ThrowIfNull(options);
         options.Validate();
         (_options, _backward, _divides) = (options, backward, divideOutput);
-        var (channels, maps) = (options.Channels, options.Rank + (2 * options.States));
+        var channels = options.Channels;
         in_proj = nn.Linear(options.Width, 2 * channels, options.Bias);
-        conv1d = MambaBranch.NewConvolution(channels, options.Kernel, options.ConvolutionBias);
-        x_proj = nn.Linear(channels, maps, hasBias: false);
-        dt_proj = MambaBranch.NewStep(options.Rank, channels);
-        A_log = MambaBranch.NewLogA(channels, options.States);
-        D = MambaBranch.NewSkip(channels);
-        if (backward != BackwardScan.None)
-        {
-            A_b_log = MambaBranch.NewLogA(channels, options.States);
-        }
-
+        (conv1d, x_proj, dt_proj, A_log, D) = MambaBranch.Create(options);
         if (backward == BackwardScan.OwnBranch)
         {
-            conv1d_b = MambaBranch.NewConvolution(channels, options.Kernel, options.ConvolutionBias);
-            x_proj_b = nn.Linear(channels, maps, hasBias: false);
-            dt_proj_b = MambaBranch.NewStep(options.Rank, channels);
-            D_b = MambaBranch.NewSkip(channels);
+            (conv1d_b, x_proj_b, dt_proj_b, A_b_log, D_b) = MambaBranch.Create(options);
+        }
+        else if (backward == BackwardScan.SharedMaps)
+        {
+            A_b_log = MambaBranch.NewLogA(channels, options.States);
         }
 
         out_proj = nn.Linear(channels, options.Width, options.Bias);
@@ -113,29 +105,23 @@ public sealed class VimMixer : nn.Module<Tensor, Tensor>, IMapSource
         out_proj.weight!.mul_(scale);
     }
 
-    private (Tensor Signal, Tensor Gate) Halves(Tensor projected)
-    {
-        var channels = projected.transpose(1, 2);
-        return (channels.narrow(1, 0, _options.Channels), channels.narrow(1, _options.Channels, _options.Channels));
-    }
-
     private Tensor Ahead(MambaBranch ahead, Tensor projected)
     {
-        var (signal, gate) = Halves(projected);
+        var (signal, gate) = _options.Halves(projected);
         var (output, step) = ahead.Run(signal, gate, Recorder is not null);
-        Record(["forward"], [output], [step]);
+        MambaBranch.Record(this, _options.Grid, ["forward"], [output], [step]);
         return output;
     }
 
     private Tensor OwnBranch(MambaBranch ahead, Tensor projected)
     {
-        var (signal, gate) = Halves(projected);
+        var (signal, gate) = _options.Halves(projected);
         var (output, step) = ahead.Run(signal, gate, Recorder is not null);
         // The gate is reversed together with the signal.
-        var (reversedSignal, reversedGate) = Halves(projected.flip(1));
+        var (reversedSignal, reversedGate) = _options.Halves(projected.flip(1));
         var (back, backStep) = new MambaBranch(conv1d_b!, x_proj_b!, dt_proj_b!, A_b_log!, D_b!).Run(reversedSignal, reversedGate, Recorder is not null);
         back = back.flip(2);
-        Record(["forward", "backward"], [output, back], [step, backStep?.flip(2)]);
+        MambaBranch.Record(this, _options.Grid, ["forward", "backward"], [output, back], [step, backStep?.flip(2)]);
         var sum = output + back;
         using Scalar half = 0.5;
         return _divides ? sum * half : sum;
@@ -143,7 +129,7 @@ public sealed class VimMixer : nn.Module<Tensor, Tensor>, IMapSource
 
     private Tensor SharedMaps(MambaBranch ahead, Tensor projected)
     {
-        var (signal, gate) = Halves(projected);
+        var (signal, gate) = _options.Halves(projected);
         var inputs = ahead.Inputs(signal);
         var output = SelectiveScan.Apply(inputs.Tokens, inputs.Delta, inputs.A, inputs.B, inputs.C, D, gate, dt_proj.bias, deltaSoftplus: true).Output;
         var back = SelectiveScan.Apply(
@@ -151,17 +137,9 @@ public sealed class VimMixer : nn.Module<Tensor, Tensor>, IMapSource
         if (Recorder is not null)
         {
             var step = nn.functional.softplus(inputs.Delta.detach() + dt_proj.bias!.detach().unsqueeze(1));
-            Record(["forward", "backward"], [output, back], [step, step]);
+            MambaBranch.Record(this, _options.Grid, ["forward", "backward"], [output, back], [step, step]);
         }
 
         return output + back;
-    }
-
-    private void Record(IReadOnlyList<string> directions, IEnumerable<Tensor> outputs, IEnumerable<Tensor?> steps)
-    {
-        if (Recorder is not null)
-        {
-            MambaBranch.Record(this, _options.Grid, directions, outputs, steps.Select(step => step!));
-        }
     }
 }

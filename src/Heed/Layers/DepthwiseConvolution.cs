@@ -2,7 +2,7 @@ using Heed.Interop;
 using TorchSharp;
 using static TorchSharp.torch;
 
-namespace Heed.Mixers;
+namespace Heed.Layers;
 
 /// <summary>Depth-wise convolution: every channel has a filter of its own. Stride 1, zero padding that keeps the size. float32 on the CPU goes through a kernel of Heed's own; other types and devices, and taps
 /// that do not lie side by side, through libtorch.</summary>

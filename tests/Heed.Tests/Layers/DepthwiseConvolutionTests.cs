@@ -1,9 +1,9 @@
-using Heed.Mixers;
+using Heed.Layers;
 using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 
-namespace Heed.Tests.Mixers;
+namespace Heed.Tests.Layers;
 
 public sealed class DepthwiseConvolutionTests
 {

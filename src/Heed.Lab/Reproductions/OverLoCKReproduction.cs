@@ -80,7 +80,7 @@ internal sealed class OverLoCKReproduction : Reproduction
 
     private static void Cue(ReproductionRun run)
     {
-        var (steps, pictures, seeds) = run.IsQuick ? (4L, 256, new[] { 1 }) : (240L, 6000, [1, 2, 3]);
+        var (steps, pictures, seeds) = run.IsQuick ? (4L, 256, new[] { 1 }) : (180L, 6000, [1, 2, 3]);
         var (train, test) = (CueTask.Make(pictures, 11), CueTask.Make(run.IsQuick ? 128 : 1000, 12));
         var results = s_models.ToDictionary(model => model.Name, _ => new List<double>());
         var done = 0;

@@ -12,7 +12,7 @@ public sealed class UnfoldedWindowsTests
     {
         using var scope = NewDisposeScope();
         using var quiet = no_grad();
-        var (logits, small, large, value) = (randn(2, 2, 8, 9, 9 + 25), randn(2, 5, 5), randn(2, 9, 9), randn(2, 12, 8, 9));
+        var (logits, small, large, value) = (randn([2, 2, 8, 9, 9 + 25]), randn(2, 5, 5), randn(2, 9, 9), randn(2, 12, 8, 9));
 
         var error = (DynamicConvolution.Apply(logits, small, large, value) - UnfoldedWindows.Apply(logits, small, large, value, 3, 5)).abs().max().item<float>();
 

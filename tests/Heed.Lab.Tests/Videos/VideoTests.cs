@@ -76,7 +76,7 @@ public sealed class VideoTests
         try
         {
             var result = TrainingRecipe.Find("video").Run(new() { Output = folder, Steps = 2, Attention = "moba" }, _ => { }, _ => { }, CancellationToken.None);
-            Assert.Equal(["model.safetensors", "training.json", "held-out.png"], result.Files.Select(Path.GetFileName));
+            Assert.Equal(["model.safetensors", "training.json", "held-out.png", "loss.png"], result.Files.Select(Path.GetFileName));
             Assert.All(result.Files, file => Assert.True(File.Exists(file)));
             Assert.Contains(result.Measures, measure => measure.Name == "kept share");
             Assert.Contains("leave --text out", Assert.Throws<ArgumentException>(() =>

@@ -5,53 +5,19 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Images;
 
 /// <summary>How a vision model is trained: AdamW with a warm-up and a cosine decay.</summary>
-public sealed record ImageTrainingOptions
+public sealed record ImageTrainingOptions : ModelTrainingOptions
 {
-    /// <summary>Number of steps.</summary>
-    public required long Steps { get; init; }
+    /// <summary>The defaults: learning rate 2e-3 down to 0.01 of it, squared gradients averaged with 0.99.</summary>
+    public ImageTrainingOptions() => (LearningRate, FinalShare, Beta2) = (2e-3, 0.01, 0.99);
 
     /// <summary>Pictures of a step.</summary>
     public int Batch { get; init; } = 64;
 
-    /// <summary>The largest learning rate.</summary>
-    public double LearningRate { get; init; } = 2e-3;
-
-    /// <summary>The learning rate of the last step, as a share of the largest; 1: no decay.</summary>
-    public double FinalShare { get; init; } = 0.01;
-
-    /// <summary>Steps over which the learning rate rises; null: a twentieth of the steps, at most 50.</summary>
-    public long? WarmupSteps { get; init; }
-
-    /// <summary>Weight decay of matrices; 0 makes AdamW Adam.</summary>
-    public double WeightDecay { get; init; } = 0.05;
-
-    /// <summary>Decay of the running mean of the squared gradients.</summary>
-    public double Beta2 { get; init; } = 0.99;
-
-    /// <summary>Largest norm of all gradients together.</summary>
-    public double ClipNorm { get; init; } = 1;
-
     /// <summary>Label smoothing of the loss.</summary>
     public double LabelSmoothing { get; init; }
 
-    /// <summary>Decides the order of the pictures and seeds libtorch's generator (dropout, drop path). The weights are the caller's.</summary>
-    public int Seed { get; init; } = 1;
-
-    /// <summary>Steps between two validations; null: ten validations in all.</summary>
-    public long? ValidateEvery { get; init; }
-
     /// <summary>Held-out pictures of a validation between steps: the first so many. The last word comes from all of them.</summary>
     public int Watched { get; init; } = 1000;
-
-    /// <summary>Threads of libtorch while training; null: as they are set.</summary>
-    public int? Threads { get; init; } = 1;
-
-    /// <summary>The plan.</summary>
-    internal TrainingPlan Plan => new()
-    {
-        Steps = Steps, WarmupSteps = WarmupSteps ?? Math.Min(50, Steps / 20), LearningRate = LearningRate, FinalShare = FinalShare, WeightDecay = WeightDecay, Beta2 = Beta2, ClipNorm = ClipNorm,
-        ValidateEvery = ValidateEvery ?? Math.Max(1, Steps / 10),
-    };
 }
 
 /// <summary>What a trained vision model does on held-out pictures, and how it came there.</summary>
@@ -81,23 +47,13 @@ public static class ImageTraining
     {
         ArgumentNullException.ThrowIfNull(options);
         using var scope = NewDisposeScope();
-        var threads = get_num_threads();
-        try
+        return options.OnItsThreads<ImageTrainingResult>(() =>
         {
-            if (options.Threads is { } wanted)
-            {
-                set_num_threads(wanted);
-            }
-
             using var loop = Loop(model, train, test, options);
             loop.Run(progress, cancellation);
             var (accuracy, loss) = Test(model, test, cancellation: cancellation);
             return new(accuracy, loss, loop.History.Points, loop.History.Validations, loop.History.Seconds);
-        }
-        finally
-        {
-            set_num_threads(threads);
-        }
+        });
     }
 
     /// <summary>What trains a model, for callers that resume.</summary>
@@ -129,8 +85,7 @@ public static class ImageTraining
         {
             Loss = step =>
             {
-                // Dropout of a step must not depend on whether the run was stopped before it.
-                manual_seed((options.Seed * 1_000_003L) + step);
+                options.SeedStep(step);
                 var (images, labels) = batches(step);
                 var loss = model.Loss(images, labels, options.LabelSmoothing);
                 return model.ExtraLoss() is { } extra ? loss + extra : loss;

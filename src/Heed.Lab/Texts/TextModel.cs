@@ -2,7 +2,7 @@ using Heed.Models.Texts;
 
 namespace Heed.Lab.Texts;
 
-/// <summary>A small causal language model that recipes train and compare: what <c>--model NAME:option=value,...</c> knows. Small by default, so that a run takes minutes.</summary>
+/// <summary>A small causal language model that recipes train and compare: what <c>--model NAME:option=value,...</c> knows. Small by default, for training on a CPU.</summary>
 /// <param name="Name">Name on the command line.</param>
 /// <param name="Usage">How to write it, with every option and its default.</param>
 /// <param name="Summary">What it is, in one line.</param>

@@ -5,10 +5,10 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Texts;
 
 /// <summary>How a small language model is trained: AdamW with a warm-up and a cosine decay.</summary>
-public sealed record TextTrainingOptions
+public sealed record TextTrainingOptions : ModelTrainingOptions
 {
-    /// <summary>Number of steps.</summary>
-    public required long Steps { get; init; }
+    /// <summary>The defaults: learning rate 3e-3 down to 0.05 of it, squared gradients averaged with 0.98.</summary>
+    public TextTrainingOptions() => (LearningRate, FinalShare, Beta2) = (3e-3, 0.05, 0.98);
 
     /// <summary>Windows of a step.</summary>
     public int Batch { get; init; } = 16;
@@ -16,41 +16,8 @@ public sealed record TextTrainingOptions
     /// <summary>Bytes of a window.</summary>
     public int Length { get; init; } = 128;
 
-    /// <summary>The largest learning rate.</summary>
-    public double LearningRate { get; init; } = 3e-3;
-
-    /// <summary>The learning rate of the last step, as a share of the largest; 1: no decay.</summary>
-    public double FinalShare { get; init; } = 0.05;
-
-    /// <summary>Steps over which the learning rate rises; null: a twentieth of the steps, at most 50.</summary>
-    public long? WarmupSteps { get; init; }
-
-    /// <summary>Weight decay of matrices.</summary>
-    public double WeightDecay { get; init; } = 0.05;
-
-    /// <summary>Decay of the running mean of the squared gradients.</summary>
-    public double Beta2 { get; init; } = 0.98;
-
-    /// <summary>Largest norm of all gradients together.</summary>
-    public double ClipNorm { get; init; } = 1;
-
-    /// <summary>Decides the order of the windows. The weights are the caller's.</summary>
-    public int Seed { get; init; } = 1;
-
-    /// <summary>Steps between two validations; null: ten validations in all.</summary>
-    public long? ValidateEvery { get; init; }
-
     /// <summary>Held-out windows of a validation between steps. The last word comes from all of them.</summary>
     public int Watched { get; init; } = 64;
-
-    /// <summary>Threads of libtorch while training; null: as they are set.</summary>
-    public int? Threads { get; init; } = 1;
-
-    internal TrainingPlan Plan => new()
-    {
-        Steps = Steps, WarmupSteps = WarmupSteps ?? Math.Min(50, Steps / 20), LearningRate = LearningRate, FinalShare = FinalShare, WeightDecay = WeightDecay, Beta2 = Beta2, ClipNorm = ClipNorm,
-        ValidateEvery = ValidateEvery ?? Math.Max(1, Steps / 10),
-    };
 }
 
 /// <summary>How well a language model predicts held-out bytes.</summary>
@@ -87,22 +54,12 @@ public static class TextTraining
     {
         ArgumentNullException.ThrowIfNull(options);
         using var scope = NewDisposeScope();
-        var threads = get_num_threads();
-        try
+        return options.OnItsThreads<TextTrainingResult>(() =>
         {
-            if (options.Threads is { } wanted)
-            {
-                set_num_threads(wanted);
-            }
-
             using var loop = Loop(model, data, options);
             loop.Run(progress, cancellation);
             return new(Test(model, data, options.Length, cancellation: cancellation), loop.History.Points, loop.History.Validations, loop.History.Seconds);
-        }
-        finally
-        {
-            set_num_threads(threads);
-        }
+        });
     }
 
     /// <summary>What trains a model, for callers that resume.</summary>
@@ -132,8 +89,7 @@ public static class TextTraining
         {
             Loss = step =>
             {
-                // What is random within a step must not depend on whether the run was stopped before it.
-                manual_seed((options.Seed * 1_000_003L) + step);
+                options.SeedStep(step);
                 var (input, target) = batches(step);
                 var loss = nn.functional.cross_entropy(model.forward(input).view(-1, model.Vocabulary), target.view(-1));
                 return model.ExtraLoss() is { } extra ? loss + extra : loss;

@@ -8,7 +8,7 @@ using static TorchSharp.torch;
 
 namespace Heed.Lab.Training;
 
-/// <summary>Trains a small model on a small task, with an attention or a whole model of the user's choice: to compare mechanisms in minutes. Leaves the weights, a record, and figures of the loss and
+/// <summary>Trains a small model on a small task, with an attention or a whole model of the user's choice: to compare mechanisms. Leaves the weights, a record, and figures of the loss and
 /// of what was measured between steps.</summary>
 /// <typeparam name="TModel">The model.</typeparam>
 public abstract class TaskRecipe<TModel> : TrainingRecipe
@@ -28,7 +28,7 @@ public abstract class TaskRecipe<TModel> : TrainingRecipe
     /// <summary>What is measured between steps, as the figure's axis says it.</summary>
     protected abstract string Measure { get; }
 
-    /// <summary>Threads where nobody says how many; 0: every processor. A very small model is slower on two.</summary>
+    /// <summary>Threads where nobody says how many; 0: every processor. A very small model may be slower on several.</summary>
     protected virtual int DefaultThreads => 0;
 
     /// <summary>Whether a text of the user's own can be trained on.</summary>

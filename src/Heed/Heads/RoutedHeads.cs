@@ -23,7 +23,7 @@ public enum RoutedComputation
 /// (<see cref="HeadRouting.NeedsAllHeads"/>), and in float64 or on other devices.</remarks>
 public static class RoutedHeads
 {
-    // Gathering queries and putting outputs back costs the same for few keys as for many, and saves time over keys.
+    // Gathering queries and putting outputs back takes more time than is saved where nearly all heads are chosen, or keys are few.
     private const double WorthGathering = 0.94;
     private const long FewKeys = 256;
 

@@ -34,7 +34,7 @@ public static class Parameters
     }
 
     /// <summary>Draws from a normal distribution of mean 0, in place. The usual initialisation of vision models, which cut it off at 2: at a standard deviation of 0.02 that cuts nothing off.</summary>
-    /// <remarks>Stands in place of TorchSharp's <c>nn.init.trunc_normal_</c>, whose temporary scalars the collector may free while libtorch reads them: about one small model in a hundred started with weights that are no numbers.</remarks>
+    /// <remarks>Stands in place of TorchSharp's <c>nn.init.trunc_normal_</c>, whose temporary scalars the collector may free while libtorch reads them, so that now and then a model starts with weights that are no numbers.</remarks>
     /// <param name="tensor">What to fill.</param>
     /// <param name="deviation">Standard deviation.</param>
     public static Tensor DrawNormal(Tensor tensor, double deviation = 0.02)

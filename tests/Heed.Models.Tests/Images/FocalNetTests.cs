@@ -1,7 +1,5 @@
-using Heed.Models.Checkpoints;
 using Heed.Models.Images;
 using Heed.Probes;
-using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 
@@ -56,17 +54,9 @@ public sealed class FocalNetTests
     public void A_checkpoint_in_the_authors_names_gives_the_same_model(FocalNetOptions options)
     {
         using var scope = NewDisposeScope();
-        using var folder = new TemporaryFolder();
-        using var quiet = no_grad();
-        var path = folder.At("model.safetensors");
         using var first = new FocalNet(options);
         using var second = new FocalNet(options);
-        SafetensorsWriter.Write(path, first.state_dict());
-        second.LoadCheckpoint(path);
-        first.eval();
-        second.eval();
-        var images = randn(2, 3, 36, 28);
-        Assert.Equal(first.forward(images).data<float>().ToArray(), second.forward(images).data<float>().ToArray());
+        ModelChecks.SurvivesCheckpoint(first, second, randn(2, 3, 36, 28));
     }
 
     [Fact]
@@ -114,26 +104,13 @@ public sealed class FocalNetTests
         Assert.True(recorded.allclose(computed, 1e-5, 1e-6));
     }
 
-    // float32 goes through the kernel of our own, float64 through libtorch.
     [Fact]
     public void Gradients_in_float32_are_those_in_float64()
     {
         using var scope = NewDisposeScope();
         manual_seed(2);
         using var model = new FocalNet(new() { Width = 48, Depths = [1], Channels = 1, Classes = 10, FeedForwardRatio = 2 });
-        var (images, labels) = (randn(3, 1, 28, 28), arange(3));
-        Tensor[] Gradients(Tensor input) => [.. autograd.grad([nn.functional.cross_entropy(model.forward(input), labels)], model.parameters().Cast<Tensor>().ToList())];
-        var single = Gradients(images);
-        model.to(float64);
-        var exact = Gradients(images.to(float64));
-
-        // A hundred roundings of 2^-24, of the whole gradient: parts of it are small because large terms cancel.
-        var tolerance = 100 * Math.ScaleB(1, -24) * Math.Sqrt(exact.Sum(gradient => gradient.square().sum().item<double>()));
-        foreach (var ((gradient, expected), (name, _)) in single.Zip(exact).Zip(model.named_parameters()))
-        {
-            var error = (gradient.to(float64) - expected).norm().item<double>();
-            Assert.True(error <= tolerance, $"{name}: {error} is more than {tolerance}");
-        }
+        ModelChecks.GradientsInFloat32AreThoseInFloat64(model, randn(3, 1, 28, 28), arange(3));
     }
 
     [Fact]

@@ -1,8 +1,6 @@
 using Heed.Mixers;
-using Heed.Models.Checkpoints;
 using Heed.Models.Images;
 using Heed.Probes;
-using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 
@@ -38,22 +36,16 @@ public sealed class MambaOutTests
     public void A_checkpoint_in_the_authors_names_gives_the_same_model()
     {
         using var scope = NewDisposeScope();
-        using var folder = new TemporaryFolder();
         using var quiet = no_grad();
-        var path = folder.At("model.safetensors");
         using var first = new MambaOut(Small);
         using var second = new MambaOut(Small);
-        SafetensorsWriter.Write(path, first.state_dict());
         foreach (var name in new[] { "downsample_layers.0.conv1.weight", "downsample_layers.0.norm2.bias", "downsample_layers.1.conv.bias", "stages.1.1.fc1.weight", "stages.0.0.conv.weight", "norm.weight", "head.norm.bias", "head.fc2.weight" })
         {
             Assert.Contains(name, first.state_dict().Keys);
         }
 
-        second.LoadCheckpoint(path);
-        first.eval();
-        second.eval();
         var images = randn(2, 3, 36, 28);
-        Assert.Equal(first.forward(images).data<float>().ToArray(), second.forward(images).data<float>().ToArray());
+        ModelChecks.SurvivesCheckpoint(first, second, images);
         Assert.Equal([2, 12], first.PooledFeatures(images).shape);
         Assert.Equal([2, 12, 5, 4], first.Features(images).shape);
     }
@@ -72,26 +64,13 @@ public sealed class MambaOutTests
         Assert.Contains(recorder.Maps, maps => maps.Site == "stages.1.1" && maps.Name == "gate");
     }
 
-    // float32 goes through the kernel of our own, float64 through libtorch.
     [Fact]
     public void Gradients_in_float32_are_those_in_float64()
     {
         using var scope = NewDisposeScope();
         manual_seed(2);
         using var model = new MambaOut(new() { Channels = 1, Classes = 10, Depths = [2], Widths = [48] });
-        var (images, labels) = (randn(3, 1, 28, 28), arange(3));
-        Tensor[] Gradients(Tensor input) => [.. autograd.grad([nn.functional.cross_entropy(model.forward(input), labels)], model.parameters().Cast<Tensor>().ToList())];
-        var single = Gradients(images);
-        model.to(float64);
-        var exact = Gradients(images.to(float64));
-
-        // A hundred roundings of 2^-24, of the whole gradient: parts of it are small because large terms cancel.
-        var tolerance = 100 * Math.ScaleB(1, -24) * Math.Sqrt(exact.Sum(gradient => gradient.square().sum().item<double>()));
-        foreach (var ((gradient, expected), (name, _)) in single.Zip(exact).Zip(model.named_parameters()))
-        {
-            var error = (gradient.to(float64) - expected).norm().item<double>();
-            Assert.True(error <= tolerance, $"{name}: {error} is more than {tolerance}");
-        }
+        ModelChecks.GradientsInFloat32AreThoseInFloat64(model, randn(3, 1, 28, 28), arange(3));
     }
 
     [Fact]

@@ -101,7 +101,7 @@ internal sealed class MixtureOfHeadReproduction : Reproduction
         };
         using var model = new VisionTransformer(
             new() { ImageSize = 28, PatchSize = 4, Channels = 1, Classes = 10, Width = Width, Depth = Depth, FeedForwardRatio = 2 }, Mixer);
-        var result = ImageTraining.Train(model, train, test, new() { Steps = run.IsQuick ? 6 : 250, Seed = seed, ValidateEvery = 1000 }, null, run.Cancellation);
+        var result = ImageTraining.Train(model, train, test, new() { Steps = run.IsQuick ? 6 : 200, Seed = seed, ValidateEvery = 1000 }, null, run.Cancellation);
         using var recorder = MapRecorder.Install(model);
         using var quiet = no_grad();
         using var scope = NewDisposeScope();

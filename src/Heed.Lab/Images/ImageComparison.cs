@@ -3,7 +3,6 @@ using System.Text.Json;
 using System.Text.RegularExpressions;
 using Heed.Lab.Benchmarks;
 using Heed.Lab.Training;
-using Heed.Layers;
 using Heed.Models;
 using Heed.Models.Images;
 using static TorchSharp.torch;
@@ -171,8 +170,6 @@ public static partial class ImageComparison
         var steps = Math.Max(Validations, (long)(options.Seconds / StepSeconds(scaled, data, cancellation)));
         manual_seed(seed);
         using var model = ImageModel.Make(scaled, FashionMnist.Task);
-        // One start for all, so that mixers are compared and not the standard deviations that their authors chose for far wider models.
-        Parameters.InitializeByFan(model);
         var result = ImageTraining.Train(
             model, data.Train, data.Test, new() { Steps = steps, Seed = seed, Watched = WatchedPictures, ValidateEvery = Math.Max(1, steps / Validations) }, progress, cancellation);
         return new(

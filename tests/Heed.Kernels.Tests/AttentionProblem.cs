@@ -55,6 +55,9 @@ internal sealed record ProblemSpec
     /// <summary>Number of packed sequences; 0: not packed. Needs a batch of 1 and no lengths.</summary>
     public int Sequences { get; init; }
 
+    /// <summary>Random positions for the queries, several of them alike, some past the last key.</summary>
+    public bool Positions { get; init; }
+
     public Repeats? Bias { get; init; }
 
     /// <summary>Whether a quarter of the biases (dense and per key) is minus infinity.</summary>
@@ -243,6 +246,11 @@ internal sealed unsafe class AttentionProblem : IDisposable
             Arguments.Sequences = spec.Sequences;
             Arguments.QueryOffsets = Offsets(spec.Queries);
             Arguments.KeyOffsets = Offsets(spec.Keys);
+        }
+
+        if (spec.Positions)
+        {
+            Arguments.QueryPositions = QueryPositions();
         }
 
         if (spec.Bias is { } repeats)
@@ -484,6 +492,22 @@ internal sealed unsafe class AttentionProblem : IDisposable
         var end = _random.Next(4) == 0 ? _random.Next(rows + 1) : rows;
         var cuts = Enumerable.Range(0, Spec.Sequences - 1).Select(_ => (long)_random.Next(end + 1)).Order().ToArray();
         return Longs(Spec.Sequences + 1, s => s == 0 ? 0 : s == Spec.Sequences ? end : cuts[s - 1]);
+    }
+
+    /// <summary>Ascending within every sequence; rows of no sequence hold what no position can be.</summary>
+    private long* QueryPositions()
+    {
+        var positions = Longs((long)Spec.Batch * Spec.Queries, _ => -1);
+        var packed = Spec.Sequences > 0;
+        for (var sequence = 0; sequence < (packed ? Spec.Sequences : Spec.Batch); sequence++)
+        {
+            var start = packed ? Arguments.QueryOffsets[sequence] : (long)sequence * Spec.Queries;
+            var count = packed ? Arguments.QueryOffsets[sequence + 1] - start : Spec.Lengths ? Arguments.QueryLengths[sequence] : Spec.Queries;
+            var ascending = Enumerable.Range(0, (int)count).Select(_ => (long)_random.Next(Spec.Keys + 1)).Order().ToArray();
+            ascending.CopyTo(new Span<long>(positions + start, (int)count));
+        }
+
+        return positions;
     }
 
     private (TensorView View, nint Start, long Count) Layout(long batch, long heads, long length, long width, ElementType type)

@@ -786,7 +786,8 @@ internal sealed unsafe class ReferenceInputs
 
         var query = i - firstQuery;
         var alignment = a.Causal == Causality.None ? a.Alignment : a.Causal;
-        return new RowPlace(query < queries, (int)sequence, query, alignment == Causality.AlignedToStart ? query : query + keys - queries, firstKey, keys);
+        var position = a.QueryPositions != null ? a.QueryPositions[(b * Queries) + i] : alignment == Causality.AlignedToStart ? query : query + keys - queries;
+        return new RowPlace(query < queries, (int)sequence, query, position, firstKey, keys);
     }
 
     public void ForEachPair(Action<long, long, long, long> action)

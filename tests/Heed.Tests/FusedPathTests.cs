@@ -132,6 +132,28 @@ public sealed class FusedPathTests
     }
 
     [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Under_create_graph_inputs_that_follow_from_each_other_get_their_own_parts_of_the_gradient(bool keysAreValues)
+    {
+        using var scope = NewDisposeScope();
+        Tensor[] Gradients(ScalarType type)
+        {
+            manual_seed(3);
+            var (query, key) = (randn(1, 2, 12, 8).to(type).requires_grad_(), randn(1, 2, 12, 8).to(type).requires_grad_());
+            var output = Attention.Compute(query, key, keysAreValues ? key : key.square());
+            var first = autograd.grad([output.square().sum()], [query, key], retain_graph: true, create_graph: true);
+            var second = autograd.grad([first[0].square().sum() + first[1].square().sum()], [query, key], retain_graph: true);
+            return [first[0], first[1], second[0], second[1]];
+        }
+
+        foreach (var (i, (expected, actual)) in Gradients(float64).Zip(Gradients(float32)).Index())
+        {
+            Assertions.Close(expected, actual, 1e-4, $"{(i < 2 ? "first" : "second")} gradient of the {(i % 2 == 0 ? "query" : "key")}");
+        }
+    }
+
+    [Theory]
     [InlineData(ScalarType.BFloat16, 40)]
     [InlineData(ScalarType.BFloat16, 3)]
     [InlineData(ScalarType.Float16, 40)]

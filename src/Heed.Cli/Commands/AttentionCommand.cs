@@ -14,11 +14,11 @@ internal static class AttentionCommand
             {
                 if (result.GetValue(json))
                 {
-                    terminal.WriteJson(AttentionMechanism.All.Select(known => new { known.Name, known.Usage, known.Summary, Paper = known.Slug }));
+                    terminal.WriteJson(AttentionSwap.Known.Select(known => new { known.Name, known.Usage, known.Summary, Paper = known.Slug }));
                     return ExitCode.Success;
                 }
 
-                foreach (var known in AttentionMechanism.All)
+                foreach (var known in AttentionSwap.Known)
                 {
                     terminal.Out.WriteLine($"{known.Name,-10}  {known.Summary}{(known.Slug is null ? "" : $" ({known.Slug})")}");
                     terminal.Out.WriteLine($"{"",-10}  {known.Usage}");

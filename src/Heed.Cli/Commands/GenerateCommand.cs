@@ -36,10 +36,10 @@ internal static class GenerateCommand
             }
 
             var mechanism = result.GetValue(attention);
-            var edit = mechanism is null ? null : AttentionMechanism.Edit(mechanism);
+            var swap = mechanism is null ? null : AttentionSwap.Parse(mechanism);
             var folder = ModelFolder.Find(result.GetRequiredValue(model));
             using var pretrained = PretrainedModel.Load(folder);
-            using var swapped = edit is null ? null : pretrained.Model.Hooks.Install(edit);
+            using var swapped = swap?.Apply(pretrained.Model);
             if (pretrained.Tokenizer is null)
             {
                 throw new InvalidDataException($"The model in {folder} has no tokenizer.json, so text cannot be given to it.");

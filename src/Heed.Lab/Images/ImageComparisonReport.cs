@@ -92,7 +92,7 @@ public static class ImageComparisonReport
             - **Steps** is what the time allowed (batches of 64), from the step time measured before each run: a mixer that is cheap sees more pictures. Both what a mixer learns from a picture and what a picture costs are in the accuracy;
               the column tells them apart.
             - **ms per picture** is evaluation in batches of 64 on one thread.
-            - All models get the same recipe (AdamW, largest learning rate 0.002, cosine, weight decay 0.05), none was tuned. An (!) marks a model whose options do not reach the common number of parameters within 10 %.
+            - All models start alike (weights of linear layers and convolutions uniform within one over the root of what enters an output, whatever their authors draw for far wider models) and get the same recipe (AdamW, largest learning rate 0.002, cosine, weight decay 0.05), none was tuned. An (!) marks a model whose options do not reach the common number of parameters within 10 %.
             - Pictures are small (at most 49 to 784 positions): what is linear in the number of positions gains nothing over attention here. The [benchmarks](../benchmarks.md) show where it does.
 
             Again: `heed compare --report docs/mixers/comparison.md`; one model in full: `heed train fashion --model NAME`, then `heed inspect --model models/fashion`.

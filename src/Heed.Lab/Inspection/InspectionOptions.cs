@@ -15,7 +15,7 @@ public sealed record InspectionOptions
     /// <summary>Bytes that maps and largest weights may take in the report. See <see cref="InspectionReport.Detail"/>.</summary>
     public long MapBudget { get; init; } = DefaultMapBudget;
 
-    /// <summary>The mechanism that stands in place of the model's attention, as <c>NAME:option=value,...</c> (see <see cref="Mechanisms.AttentionMechanism"/>); null: none.</summary>
+    /// <summary>The mechanism that stands in place of the model's attention, as <c>NAME:option=value,...</c> (see <see cref="Mechanisms.AttentionSwap"/>); null: none.</summary>
     public string? Attention { get; init; }
 }
 

@@ -1,7 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Text;
-using Heed.Edits;
 using Heed.Lab.Mechanisms;
 using Heed.Models;
 using Heed.Models.Decoders;
@@ -39,7 +38,7 @@ public static class Inspector
         ArgumentNullException.ThrowIfNull(pretrained);
         ArgumentNullException.ThrowIfNull(text);
         options ??= new();
-        var (edit, shares) = Swap(options.Attention, pretrained.Configuration);
+        var swap = options.Attention is { } attention ? AttentionSwap.Parse(attention) : null;
         var tokenizer = pretrained.Tokenizer ?? throw new ArgumentException($"The model {name} has no tokenizer.json, so text cannot be given to it.");
         var model = pretrained.Model;
         var configuration = pretrained.Configuration;
@@ -53,7 +52,7 @@ public static class Inspector
         var watch = Stopwatch.StartNew();
         var heads = configuration.Layers * configuration.Heads;
         var (topCount, cell) = InspectionReport.Detail(tokens.Count, heads, options.MapBudget);
-        var total = (edit is null ? 2 : 3) * configuration.Layers;
+        var total = (swap is null ? 2 : 3) * configuration.Layers;
         var done = 0;
         void LayerDone(int layer)
         {
@@ -69,15 +68,21 @@ public static class Inspector
         var ids = tokens.Select(token => (long)token.Id).ToArray();
         var bytes = PredictedBytes(text, tokens);
         double? without = null;
-        if (edit is not null)
+        if (swap is not null)
         {
             using var counter = model.Hooks.Install(new LayerCounter(LayerDone));
             without = Losses(model.forward(tensor(ids).unsqueeze(0)), ids).Sum() / Math.Log(2) / bytes;
         }
 
-        using var swapped = edit is null ? null : model.Hooks.Install(edit);
+        using var swapped = swap?.Apply(model);
+        if (swap?.Notice is { } notice)
+        {
+            notices.Add(notice);
+        }
+
+        var shares = new Dictionary<int, double[]>();
         double?[] losses;
-        using (shares is null ? null : model.Hooks.Install(shares))
+        using (swap?.Count(model, shares))
         using (model.Hooks.Install(statistics))
         using (model.Hooks.Install(near))
         using (model.Hooks.Install(maps))
@@ -96,7 +101,7 @@ public static class Inspector
         foreach (var site in statistics.Sites)
         {
             AddHeads(all, site.Layer, statistics[site], near.Mass[site.Layer], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer),
-                shares?.Shares[site.Layer]);
+                swap is null ? null : shares[site.Layer]);
         }
 
         return new InspectionResult
@@ -113,10 +118,6 @@ public static class Inspector
             Seconds = watch.Elapsed.TotalSeconds,
         };
     }
-
-    private static (SelectorEdit? Edit, ComputedShareProbe? Shares) Swap(string? attention, DecoderConfiguration configuration) => attention is null
-        ? (null, null)
-        : (AttentionMechanism.Edit(attention), new(AttentionMechanism.Selectors(attention), configuration.WindowOf));
 
     private static List<TextToken> Cut(IReadOnlyList<TextToken> tokens, DecoderConfiguration configuration, InspectionOptions options, List<string> notices)
     {

@@ -62,8 +62,9 @@ public sealed record AttentionMechanism(
     {
         var specification = Specification.Parse(text);
         var mechanism = All.FirstOrDefault(mechanism => mechanism.Name == specification.Name)
-            ?? throw new ArgumentException(
-                $"There is no attention mechanism '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))} (`heed attention` tells their options).");
+            ?? throw new ArgumentException(specification.Name == MixtureOfHeadSwap.Name
+                ? "'moh' chooses heads, not keys, and needs a whole decoder: `heed generate`, `heed inspect` and `heed train reader` take it."
+                : $"There is no attention mechanism '{specification.Name}'; there are: {string.Join(", ", All.Select(known => known.Name))} (`heed attention` tells their options).");
         var dense = specification.Integer(DenseLayers, 0, 0);
         var selectorAt = mechanism.Create(specification);
         specification.RefuseUnread();

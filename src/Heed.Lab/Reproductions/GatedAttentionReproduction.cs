@@ -3,6 +3,7 @@ using Heed.Heads;
 using Heed.Lab.Corpora;
 using Heed.Lab.Texts;
 using Heed.Lab.Training;
+using Heed.Layers;
 using Heed.Models.Texts;
 using Heed.Probes;
 using static TorchSharp.torch;
@@ -97,6 +98,7 @@ internal sealed class GatedAttentionReproduction : Reproduction
         using var model = new CausalTransformer(
             new() { Vocabulary = BackcopyTask.Vocabulary, Length = BackcopyTask.Length, Width = 32, Depth = 1, FeedForwardWidth = 128 },
             place => new GatedAttention(new() { Width = 32, Heads = 1, Gate = gate }, place.Site) { Hooks = place.Hooks });
+        Parameters.InitializeByFan(model);
         var plan = new TrainingPlan { Steps = steps, WarmupSteps = Math.Min(20, steps / 10), LearningRate = 3e-3, FinalShare = 1, WeightDecay = 0.01, Beta2 = 0.999, ValidateEvery = steps };
         using var loop = new TrainingLoop(model, plan, "backcopy") { Loss = step => BackcopyTask.Losses(model, BackcopyTask.Texts(32, (seed * 100_003) + (int)step)).All };
         loop.Run(null, run.Cancellation);

@@ -134,6 +134,7 @@ internal sealed class MambaOutReproduction : Reproduction
                 {
                     manual_seed(seed);
                     using var model = make();
+                    Layers.Parameters.InitializeByFan(model);
                     var result = ImageTraining.Train(
                         model, data.Value.Train.Take(pictures, seed), data.Value.Test.Take(run.IsQuick ? 200 : TestPictures), new() { Steps = steps, Seed = seed, ValidateEvery = steps }, cancellation: run.Cancellation);
                     return new[] { result.Accuracy, result.Seconds, model.parameters().Sum(parameter => parameter.numel()) };

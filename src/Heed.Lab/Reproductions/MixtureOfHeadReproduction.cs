@@ -6,6 +6,7 @@ using Heed.Lab.Corpora;
 using Heed.Lab.Images;
 using Heed.Lab.Images.Models;
 using Heed.Lab.Texts;
+using Heed.Layers;
 using Heed.Models.Images;
 using Heed.Models.Texts;
 using Heed.Probes;
@@ -101,7 +102,8 @@ internal sealed class MixtureOfHeadReproduction : Reproduction
         };
         using var model = new VisionTransformer(
             new() { ImageSize = 28, PatchSize = 4, Channels = 1, Classes = 10, Width = Width, Depth = Depth, FeedForwardRatio = 2 }, Mixer);
-        var result = ImageTraining.Train(model, train, test, new() { Steps = run.IsQuick ? 6 : 250, Seed = seed, ValidateEvery = 1000 }, null, run.Cancellation);
+        Parameters.InitializeByFan(model);
+        var result = ImageTraining.Train(model, train, test, new() { Steps = run.IsQuick ? 6 : 200, Seed = seed, ValidateEvery = 1000 }, null, run.Cancellation);
         using var recorder = MapRecorder.Install(model);
         using var quiet = no_grad();
         using var scope = NewDisposeScope();
@@ -158,6 +160,7 @@ internal sealed class MixtureOfHeadReproduction : Reproduction
         double Test(CausalTransformer model) => TextTraining.Test(model, data, Length, run.IsQuick ? 20 : 400, run.Cancellation).Loss;
         random.manual_seed(seed);
         using var trained = Make();
+        Parameters.InitializeByFan(trained);
         TextTraining.Train(trained, data, new() { Steps = steps, Length = Length, Seed = seed, ValidateEvery = 10000, FinalShare = 1.0 / 3, Watched = 8 }, null, run.Cancellation);
 
         // Lengths of queries, for the router and to find the heads that matter least.

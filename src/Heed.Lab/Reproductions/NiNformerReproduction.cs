@@ -79,27 +79,11 @@ internal sealed class NiNformerReproduction : Reproduction
     private static double[] Train(string name, int seed, int steps, FashionMnist data, ReproductionRun run)
     {
         manual_seed(seed);
-        using var model = Make(name);
+        using var model = ImageModel.Make(name, FashionMnist.Task);
         var result = ImageTraining.Train(
             model, data.Train.Take(Pictures, seed: 0), data.Test.Take(run.IsQuick ? 500 : HeldOut),
             new() { Steps = steps, Batch = Batch, Seed = seed, LearningRate = 1e-3, WeightDecay = 0, Beta2 = 0.999, ClipNorm = double.PositiveInfinity, WarmupSteps = 0, Watched = 1, ValidateEvery = steps }, cancellation: run.Cancellation);
         return [result.Accuracy, model.parameters().Sum(parameter => parameter.numel()), result.Loss];
-    }
-
-    private static ImageClassifier Make(string name)
-    {
-        var model = ImageModel.Make(name, FashionMnist.Task);
-        using var quiet = no_grad();
-        foreach (var (parameter, value) in model.named_parameters())
-        {
-            if (value.dim() > 1 && !parameter.EndsWith("pos_embed", StringComparison.Ordinal))
-            {
-                var bound = 1 / Math.Sqrt(value.numel() / (double)value.shape[0]);
-                value.uniform_(-bound, bound);
-            }
-        }
-
-        return model;
     }
 
     /// <summary>Milliseconds of a picture in evaluation, the two in turn.</summary>
@@ -108,8 +92,8 @@ internal sealed class NiNformerReproduction : Reproduction
         var times = run.Once($"inference {run.IsQuick}", () =>
         {
             using var quiet = no_grad();
-            using var gated = Make(s_arms[0].Model);
-            using var mixer = Make(s_arms[1].Model);
+            using var gated = ImageModel.Make(s_arms[0].Model, FashionMnist.Task);
+            using var mixer = ImageModel.Make(s_arms[1].Model, FashionMnist.Task);
             gated.eval();
             mixer.eval();
             using var images = randn(Batch, 1, 28, 28);

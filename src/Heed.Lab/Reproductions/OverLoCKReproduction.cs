@@ -2,6 +2,7 @@ using System.Globalization;
 using Heed.Lab.Benchmarks;
 using Heed.Lab.Images;
 using Heed.Lab.Images.Models;
+using Heed.Layers;
 using Heed.Mixers;
 using Heed.Models.Images;
 using static TorchSharp.torch;
@@ -94,6 +95,7 @@ internal sealed class OverLoCKReproduction : Reproduction
                 {
                     manual_seed(seed);
                     using var model = new OverLoCK(OverLoCKModel.Shape(CueTask.Task, 8, 1, context, kernels));
+                    Parameters.InitializeByFan(model);
                     return ImageTraining.Train(model, train, test, new() { Steps = steps, Seed = seed, Watched = 100, ValidateEvery = steps }, cancellation: run.Cancellation).Accuracy;
                 }));
             }

@@ -4,6 +4,7 @@ using Heed.Heads;
 using Heed.Lab.Benchmarks;
 using Heed.Lab.Corpora;
 using Heed.Lab.Training;
+using Heed.Layers;
 using Heed.Models.Texts;
 using TorchSharp;
 using static TorchSharp.torch;
@@ -161,6 +162,7 @@ internal sealed class RcmhaReproduction : Reproduction
             Vocabulary = 256, Layers = 2, FeedForwardWidth = 2 * Width, Positions = relative ? 0 : 2 * Segment,
             Attention = new() { Width = Width, Heads = 4, IsRelative = relative, IsConvolutional = convolution, Reach = 2 * Segment },
         });
+        Parameters.InitializeByFan(model);
         using var streams = new Streams(training, relative, (seed * 7919) % 1000);
         var plan = new TrainingPlan { Steps = steps, WarmupSteps = Math.Min(20, steps / 10), LearningRate = 2e-3, WeightDecay = 0, Beta2 = 0.99, ValidateEvery = steps };
         using var loop = new TrainingLoop(model, plan, "rcmha")

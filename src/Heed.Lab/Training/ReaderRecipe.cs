@@ -58,7 +58,7 @@ public sealed class ReaderRecipe : TrainingRecipe
         }
 
         // A misspelt mechanism is better known before the data are read.
-        var edit = options.Attention is { } attention ? AttentionMechanism.Edit(attention) : null;
+        var swap = options.Attention is { } attention ? AttentionSwap.Parse(attention) : null;
         if (options.Threads > 0)
         {
             set_num_threads(options.Threads);
@@ -75,7 +75,7 @@ public sealed class ReaderRecipe : TrainingRecipe
         var configuration = ConfigurationOf(tokenizer);
         using var whole = new PretrainedModel(new Decoder(configuration, options.Seed), tokenizer);
         var model = whole.Model;
-        using var swapped = edit is null ? null : model.Hooks.Install(edit);
+        using var swapped = swap?.Apply(model);
         var batches = new Batches(stream, tokenizer.BeginTokenId!.Value, options.Seed);
         var steps = options.Steps ?? (options.Resume && File.Exists(checkpoint) ? TrainingCheckpoint.StepsOf(checkpoint) : null)
             ?? (options.Minutes is { } minutes ? StepsWithin(minutes, model, batches, notice) : DefaultSteps);
@@ -152,7 +152,7 @@ public sealed class ReaderRecipe : TrainingRecipe
         whole.Save(folder, StoredType);
         double rounded;
         using (var shipped = PretrainedModel.Load(folder))
-        using (options.Attention is { } attention ? shipped.Model.Hooks.Install(AttentionMechanism.Edit(attention)) : null)
+        using (options.Attention is { } attention ? AttentionSwap.Parse(attention).Apply(shipped.Model) : null)
         {
             rounded = heldOut.Measure(shipped.Model, cancellation);
         }

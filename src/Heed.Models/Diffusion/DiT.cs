@@ -1,5 +1,6 @@
 using Heed.Heads;
 using Heed.Layers;
+using Heed.Models.Checkpoints;
 using TorchSharp;
 using TorchSharp.Modules;
 using static TorchSharp.torch;
@@ -144,6 +145,13 @@ public sealed class DiT : nn.Module<Tensor, Tensor, Tensor, Tensor>
 
     /// <summary>MoH-DiT-XL/2 with 75 % of the heads.</summary>
     public static DiTOptions XL2Percent75 => Size(1152, 72, [.. BlockHeads.Repeat(9, 8, 8, 0), .. BlockHeads.Repeat(10, 16, 10, 2), .. BlockHeads.Repeat(9, 24, 14, 2)]);
+
+    /// <summary>Fills the model from a checkpoint in the authors' names: all of it, or where anything does not fit, nothing.</summary>
+    /// <param name="path">A file that PyTorch wrote (<c>.pt</c>), or a safetensors file.</param>
+    /// <param name="key">For a file that PyTorch wrote: under which key the tensors lie, for example <c>ema</c>; null: see <see cref="TorchCheckpointReader"/>.</param>
+    /// <exception cref="FileNotFoundException">There is no such file.</exception>
+    /// <exception cref="InvalidDataException">The file is broken, or tensors are missing, superfluous or of another shape; the message names the first of each. The model is as it was.</exception>
+    public void LoadCheckpoint(string path, string? key = null) => NamedTensors.Load(this, name => name, path, key);
 
     /// <summary>What the model predicts of noisy latents.</summary>
     /// <param name="latents"><c>[B, channels, side, side]</c>.</param>

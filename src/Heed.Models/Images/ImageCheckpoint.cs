@@ -1,19 +1,10 @@
 using Heed.Models.Checkpoints;
-using static TorchSharp.torch;
 
 namespace Heed.Models.Images;
 
 /// <summary>Loads checkpoints of image models, in the names of their authors.</summary>
 public static class ImageCheckpoint
 {
-    // What models wrapped for several devices put before every name.
-    private const string WrapperPrefix = "module.";
-
-    // PyTorch counts batches for averaging that no model here uses; old checkpoints do not have it.
-    private const string BatchCounter = ".num_batches_tracked";
-
-    private const int NamesTold = 3;
-
     /// <summary>Fills a model from a checkpoint whose tensors have the authors' names (<see cref="ImageClassifier.NameOf"/> says what the model calls them): all of it, or where anything does not fit, nothing.</summary>
     /// <param name="model">The model.</param>
     /// <param name="path">A file that PyTorch wrote (<c>.pth</c>), or a safetensors file.</param>
@@ -23,59 +14,6 @@ public static class ImageCheckpoint
     public static void LoadCheckpoint(this ImageClassifier model, string path, string? key = null)
     {
         ArgumentNullException.ThrowIfNull(model);
-        ArgumentException.ThrowIfNullOrEmpty(path);
-        if (File.Exists(path) && (TorchCheckpointReader.IsArchive(path) || TorchCheckpointReader.IsOldFormat(path)))
-        {
-            using var reader = new TorchCheckpointReader(path, key);
-            Load(model, path, reader.Entries.ToDictionary(entry => entry.Key, entry => entry.Value.Shape), reader.Read);
-        }
-        else
-        {
-            using var reader = new SafetensorsReader(path);
-            Load(model, path, reader.Entries.ToDictionary(entry => entry.Key, entry => entry.Value.Shape), reader.Read);
-        }
+        NamedTensors.Load(model, model.NameOf, path, key);
     }
-
-    private static void Load(ImageClassifier model, string path, Dictionary<string, IReadOnlyList<long>> stored, Func<string, Tensor> read)
-    {
-        using var scope = NewDisposeScope();
-        using var quiet = no_grad();
-        var prefix = stored.Count > 0 && stored.Keys.All(name => name.StartsWith(WrapperPrefix, StringComparison.Ordinal)) ? WrapperPrefix.Length : 0;
-        var targets = model.state_dict();
-        var sources = new Dictionary<string, string>(StringComparer.Ordinal);
-        var (superfluous, misshapen) = (new List<string>(), new List<string>());
-        foreach (var (name, shape) in stored)
-        {
-            if (model.NameOf(name[prefix..]) is not { } wanted)
-            {
-                continue;
-            }
-
-            if (!targets.TryGetValue(wanted, out var target) || !sources.TryAdd(wanted, name))
-            {
-                superfluous.Add(name);
-            }
-            else if (!shape.SequenceEqual(target.shape))
-            {
-                misshapen.Add($"{name} [{string.Join(", ", shape)}] where the model has [{string.Join(", ", target.shape)}]");
-            }
-        }
-
-        var missing = targets.Keys.Where(name => !sources.ContainsKey(name) && !name.EndsWith(BatchCounter, StringComparison.Ordinal)).ToList();
-        string[] mistakes = [.. new[] { Told("lacks", missing), Told("has in excess", superfluous), Told("has in another shape", misshapen) }.OfType<string>()];
-        if (mistakes.Length > 0)
-        {
-            throw new InvalidDataException($"{path} does not fit the model {model.GetName()}: it {string.Join("; it ", mistakes)}.");
-        }
-
-        // Everything is read before anything is written.
-        var values = sources.Select(source => (Target: targets[source.Key], Value: read(source.Value))).ToList();
-        foreach (var (target, value) in values)
-        {
-            target.copy_(value);
-        }
-    }
-
-    private static string? Told(string how, List<string> names) => names.Count == 0 ? null
-        : $"{how} {names.Count:N0} tensor{(names.Count == 1 ? "" : "s")} ({string.Join(", ", names.Take(NamesTold))}{(names.Count > NamesTold ? " ..." : "")})";
 }

@@ -48,7 +48,7 @@ public sealed record MixtureOfHeadAttentionOptions
 
 /// <summary>Multi-head attention as a mixture of heads (arXiv 2410.11842, equation 5): <c>out_t = W_O concat_i(g_ti Y_ti) + b</c>, where a router gives each token weights g that are zero for all heads but the shared ones and its own K.
 /// Keys and values are those of all tokens and heads. Parameter names: <c>qkv</c>, <c>proj</c>, <c>q_norm</c>, <c>k_norm</c>, <c>wg</c>, <c>wg_0</c>, <c>wg_1</c>.</summary>
-/// <remarks>Only the heads that a token uses are computed where that pays, see <see cref="RoutedHeads"/>; queries are projected for all, which measures better than gathering inputs for each head.</remarks>
+/// <remarks>Attention is computed only of the heads that a token uses where that pays, see <see cref="RoutedHeads"/>; queries are projected, and outputs mapped, for all heads.</remarks>
 public sealed class MixtureOfHeadAttention : nn.Module<Tensor, Tensor>, IMapSource
 {
     private readonly MixtureOfHeadAttentionOptions _options;

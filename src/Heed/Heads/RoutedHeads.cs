@@ -63,7 +63,7 @@ public static class RoutedHeads
         {
             // Checks what the gathered call would say in other words.
             AttentionShape.Read(query, key, value).Check(options, query);
-            var rows = Rows(routing.Chosen, query, key, options);
+            var rows = Rows(routing.Chosen, query, key);
             if (computation == RoutedComputation.ChosenHeads || rows.Share < WorthGathering)
             {
                 return Gathered(query, key, value, routing.Gates, rows, options).MoveToOuterDisposeScope();
@@ -86,26 +86,25 @@ public static class RoutedHeads
     {
         var (batch, heads, tokens, width) = (query.size(0), query.size(1), query.size(2), query.size(3));
         var (groups, slots) = (batch * key.size(1), rows.Slots);
-        var picked = new PickedRows(rows.Source);
-        var queries = picked.Pick(TensorMemory.As(ScalarType.Float32, query).transpose(1, 2).reshape(-1, width)).view(groups, 1, slots, width);
+        var picked = new PickedRows(rows.Source, rows.Token, (batch, heads, tokens), query);
+        var queries = picked.Pick(TensorMemory.As(ScalarType.Float32, query)).view(groups, 1, slots, width);
         var positioned = options.Causal != Causality.None || options.WindowBefore is not null || options.WindowAfter is not null || options.Normalizer == Normalizer.ReluOverPosition;
         var output = Attention.Compute(queries, PerGroup(key), PerGroup(value), options with
         {
             QueryLengths = tensor(rows.Lengths),
-            QueryPositions = positioned ? tensor(rows.Positions).view(groups, slots) : null,
+            QueryPositions = positioned ? rows.Positions(options.Causal == Causality.AlignedToStart ? 0 : key.size(2) - tokens).view(groups, slots) : null,
         });
-        output = picked.PutBack(output.view(groups * slots, -1), TensorMemory.As(ScalarType.Float32, gates).reshape(-1));
-        return TensorMemory.As(query.dtype, output.view(batch, tokens, heads, -1).transpose(1, 2));
+        return TensorMemory.As(query.dtype, picked.PutBack(output.view(groups * slots, -1), TensorMemory.As(ScalarType.Float32, gates)));
     }
 
     /// <summary>Key/value heads as batch items: a view where the memory allows.</summary>
     private static Tensor PerGroup(Tensor keyOrValue) => keyOrValue.size(0) == 1 ? keyOrValue.transpose(0, 1) : keyOrValue.reshape(-1, 1, keyOrValue.size(2), keyOrValue.size(3));
 
     /// <summary>The rows of the queries <c>[B N H]</c> that each key/value head's slots hold, token by token.</summary>
-    private static ChosenRows Rows(Tensor chosen, Tensor query, Tensor key, AttentionOptions options)
+    private static ChosenRows Rows(Tensor chosen, Tensor query, Tensor key)
     {
         var (batch, heads, tokens, keyHeads) = (query.size(0), (int)query.size(1), query.size(2), (int)key.size(1));
-        var group = heads / keyHeads;
+        var groupOf = Enumerable.Range(0, heads).Select(head => head / (heads / keyHeads)).ToArray();
         using var near = chosen.cpu();
         using var dense = near.contiguous();
         using var flags = dense.data<bool>();
@@ -120,17 +119,16 @@ public static class RoutedHeads
                 {
                     if (used[row])
                     {
-                        lengths[(item * keyHeads) + (head / group)]++;
+                        lengths[(item * keyHeads) + groupOf[head]]++;
                         total++;
                     }
                 }
             }
         }
 
-        var slots = Math.Max(1, lengths.Max());
-        var (source, positions) = (new long[lengths.LongLength * slots], new long[lengths.LongLength * slots]);
+        var slots = Math.Max(1, lengths.DefaultIfEmpty().Max());
+        var (source, tokenOf) = (new long[lengths.LongLength * slots], new long[lengths.LongLength * slots]);
         Array.Fill(source, -1);
-        var shift = options.Causal == Causality.AlignedToStart ? 0 : key.size(2) - tokens;
         var next = new long[lengths.LongLength];
         for (long row = 0, item = 0; item < batch; item++)
         {
@@ -140,16 +138,20 @@ public static class RoutedHeads
                 {
                     if (used[row])
                     {
-                        var place = (item * keyHeads) + (head / group);
+                        var place = (item * keyHeads) + groupOf[head];
                         var slot = (place * slots) + next[place]++;
-                        (source[slot], positions[slot]) = (row, token + shift);
+                        (source[slot], tokenOf[slot]) = (row, token);
                     }
                 }
             }
         }
 
-        return new(source, positions, lengths, slots, used.LongLength == 0 ? 1 : total / (double)used.LongLength);
+        return new(source, tokenOf, lengths, slots, used.LongLength == 0 ? 1 : total / (double)used.LongLength);
     }
 
-    private readonly record struct ChosenRows(long[] Source, long[] Positions, long[] Lengths, long Slots, double Share);
+    private readonly record struct ChosenRows(long[] Source, long[] Token, long[] Lengths, long Slots, double Share)
+    {
+        /// <summary>Where the slots' queries stand among the keys.</summary>
+        public Tensor Positions(long shift) => tensor(shift == 0 ? Token : Array.ConvertAll(Token, token => token + shift));
+    }
 }

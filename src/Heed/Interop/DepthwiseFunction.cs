@@ -67,8 +67,9 @@ internal sealed class DepthwiseFunction : autograd.MultiTensorFunction<Depthwise
     {
         if (is_grad_enabled())
         {
-            List<Tensor> wanted = [.. saved.Where((_, i) => call.Wanted[i])];
-            var output = call.Again(saved[0], saved[1], saved.Length > 2 ? saved[2] : null);
+            Tensor[] inputs = [.. saved.Select(ReturnedGradients.Apart)];
+            List<Tensor> wanted = [.. inputs.Where((_, i) => call.Wanted[i])];
+            var output = call.Again(inputs[0], inputs[1], inputs.Length > 2 ? inputs[2] : null);
             var found = new Queue<Tensor>(autograd.grad([output], wanted, [outputGradient.alias()], retain_graph: true, create_graph: true));
             return [.. saved.Select((_, i) => call.Wanted[i] ? found.Dequeue() : null)];
         }

@@ -50,8 +50,9 @@ internal sealed unsafe class DynamicConvolutionFunction : autograd.MultiTensorFu
         if (is_grad_enabled())
         {
             // Gradients of gradients: the plain form is differentiable again.
-            List<Tensor> wanted = [.. saved.Where((_, i) => call.Wanted[i])];
-            var output = PlainDynamicConvolution.Apply(call.Shape, saved[0], saved[1], saved[2], saved[3]);
+            Tensor[] inputs = [.. saved.Select(ReturnedGradients.Apart)];
+            List<Tensor> wanted = [.. inputs.Where((_, i) => call.Wanted[i])];
+            var output = PlainDynamicConvolution.Apply(call.Shape, inputs[0], inputs[1], inputs[2], inputs[3]);
             var found = new Queue<Tensor>(autograd.grad([output], wanted, [outputGradient.alias()], retain_graph: true, create_graph: true));
             return [.. call.Wanted.Select(isWanted => isWanted ? found.Dequeue() : null)];
         }

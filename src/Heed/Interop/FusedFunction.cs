@@ -102,8 +102,7 @@ internal sealed class FusedFunction : autograd.MultiTensorFunction<FusedFunction
     /// operations.</summary>
     private static Tensor?[] DifferentiablyAgain(Call call, Tensor?[] saved, List<Tensor> outer)
     {
-        // Tensors of their own: where one tensor is key and value at once, each is to get its own part of the gradient.
-        Tensor?[] inputs = [.. saved[..FusedProblem.Count].Select(input => input?.alias())];
+        Tensor?[] inputs = [.. saved[..FusedProblem.Count].Select(input => input is null ? null : ReturnedGradients.Apart(input))];
         var options = call.Problem.OptionsOver(inputs);
         List<Tensor> outputs = [], outputGradients = [], wanted = [];
         if (Given(outer[0]) is { } first)

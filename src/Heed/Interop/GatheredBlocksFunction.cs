@@ -58,8 +58,7 @@ internal sealed class GatheredBlocksFunction : autograd.MultiTensorFunction<Gath
         var (query, key, value, output, logSumExp) = (saved[0], saved[1], saved[2], saved[3], saved[4]);
         if (is_grad_enabled())
         {
-            // Tensors of their own: where one tensor is key and value at once, each is to get its own part of the gradient.
-            (query, key, value) = (query.alias(), key.alias(), value.alias());
+            (query, key, value) = (ReturnedGradients.Apart(query), ReturnedGradients.Apart(key), ReturnedGradients.Apart(value));
             List<Tensor> wanted = [.. new[] { query, key, value }.Where((_, i) => call.Wanted[i])];
             var found = new Queue<Tensor>(autograd.grad([call.Again(query, key, value)], wanted, [outputGradient.alias()], retain_graph: true, create_graph: true));
             return [.. call.Wanted.Select(isWanted => isWanted ? found.Dequeue() : null)];

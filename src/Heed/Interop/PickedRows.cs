@@ -4,69 +4,82 @@ using Tensor = TorchSharp.torch.Tensor;
 
 namespace Heed.Interop;
 
-/// <summary>Rows picked out of a tensor into slots, each at most once, and put back weighed: two differentiable operations on float32 rows in the CPU's memory. libtorch adds the gradient of picked rows one by one, as though
-/// they could repeat.</summary>
-/// <param name="source">The row of every slot; -1: none.</param>
-internal sealed class PickedRows(long[] source)
+/// <summary>Rows picked out of a tensor <c>[B, H, N, D]</c> into slots, each at most once, and put back weighed: two differentiable operations on float32 rows in the CPU's memory, whatever their strides. libtorch adds the
+/// gradient of picked rows one by one, as though they could repeat.</summary>
+/// <param name="source">The row of every slot, (item N + token) H + head; -1: none. Every batch item has as many slots.</param>
+/// <param name="token">The token of every slot.</param>
+/// <param name="shape">B, H and N.</param>
+/// <param name="like">The tensor whose order of heads and tokens in memory rows that are put back take.</param>
+internal sealed class PickedRows(long[] source, long[] token, (long Batch, long Heads, long Tokens) shape, Tensor like)
 {
+    private readonly bool _headsWithinTokens = like.stride(1) < like.stride(2);
+
     /// <summary>The picked rows, zeros in slots without one.</summary>
-    /// <param name="rows">float32 <c>[R, D]</c>.</param>
+    /// <param name="rows">float32 <c>[B, H, N, D]</c>.</param>
     /// <returns><c>[slots, D]</c>.</returns>
     public Tensor Pick(Tensor rows) => is_grad_enabled() && rows.requires_grad ? PickFunction.Apply(this, rows) : PickPlain(rows);
 
     /// <summary>Rows put back, times their weights; zeros in rows that were not picked.</summary>
     /// <param name="slots">float32 <c>[slots, D]</c>.</param>
-    /// <param name="weights">float32 <c>[R]</c>.</param>
-    /// <returns><c>[R, D]</c>.</returns>
+    /// <param name="weights">float32 <c>[B, N, H]</c>.</param>
+    /// <returns><c>[B, H, N, D]</c>.</returns>
     public Tensor PutBack(Tensor slots, Tensor weights) =>
         is_grad_enabled() && (slots.requires_grad || weights.requires_grad) ? PutBackFunction.Apply(this, slots, weights) : PutBackPlain(slots, weights);
 
     private unsafe Tensor PickPlain(Tensor rows)
     {
-        using var dense = rows.contiguous();
-        var width = dense.size(1);
+        var dense = TensorMemory.WithContiguousRows(rows);
+        var width = (int)dense.size(3);
         var picked = empty(source.LongLength, width, ScalarType.Float32);
-        var from = (float*)TensorMemory.Data(dense);
+        var from = new Rows(dense);
         var to = (float*)TensorMemory.Data(picked);
-        for (long slot = 0; slot < source.LongLength; slot++)
+        for (long slot = 0, item = 0; item < shape.Batch; item++)
         {
-            var target = new Span<float>(to + (slot * width), (int)width);
-            if (source[slot] < 0)
+            for (var end = SlotsUntil(item); slot < end; slot++)
             {
-                target.Clear();
-            }
-            else
-            {
-                new ReadOnlySpan<float>(from + (source[slot] * width), (int)width).CopyTo(target);
-            }
-        }
-
-        return picked;
-    }
-
-    /// <summary>Rows without weights: null counts as one.</summary>
-    private unsafe Tensor PutBackPlain(Tensor slots, Tensor? weights, long rows = 0)
-    {
-        using var dense = slots.contiguous();
-        using var factors = weights?.contiguous();
-        var width = dense.size(1);
-        var result = zeros(weights?.size(0) ?? rows, width, ScalarType.Float32);
-        var from = (float*)TensorMemory.Data(dense);
-        var to = (float*)TensorMemory.Data(result);
-        var factor = factors is null ? null : (float*)TensorMemory.Data(factors);
-        for (long slot = 0; slot < source.LongLength; slot++)
-        {
-            if (source[slot] >= 0)
-            {
-                var values = new ReadOnlySpan<float>(from + (slot * width), (int)width);
-                var target = new Span<float>(to + (source[slot] * width), (int)width);
-                if (factor == null)
+                var target = new Span<float>(to + (slot * width), width);
+                if (source[slot] < 0)
                 {
-                    values.CopyTo(target);
+                    target.Clear();
                 }
                 else
                 {
-                    TensorPrimitives.Multiply(values, factor[source[slot]], target);
+                    new ReadOnlySpan<float>(from.At(item, Head(slot, item), token[slot]), width).CopyTo(target);
+                }
+            }
+        }
+
+        GC.KeepAlive(dense);
+        return picked;
+    }
+
+    /// <summary>Weights: null counts as one.</summary>
+    private unsafe Tensor PutBackPlain(Tensor slots, Tensor? weights)
+    {
+        using var dense = slots.contiguous();
+        using var factors = weights?.contiguous();
+        var width = (int)dense.size(1);
+        var result = _headsWithinTokens
+            ? zeros([shape.Batch, shape.Tokens, shape.Heads, width], ScalarType.Float32).transpose_(1, 2) : zeros([shape.Batch, shape.Heads, shape.Tokens, width], ScalarType.Float32);
+        var from = (float*)TensorMemory.Data(dense);
+        var to = new Rows(result);
+        var factor = factors is null ? null : (float*)TensorMemory.Data(factors);
+        for (long slot = 0, item = 0; item < shape.Batch; item++)
+        {
+            for (var end = SlotsUntil(item); slot < end; slot++)
+            {
+                if (source[slot] >= 0)
+                {
+                    var values = new ReadOnlySpan<float>(from + (slot * width), width);
+                    var target = new Span<float>(to.At(item, Head(slot, item), token[slot]), width);
+                    if (factor == null)
+                    {
+                        values.CopyTo(target);
+                    }
+                    else
+                    {
+                        TensorPrimitives.Multiply(values, factor[source[slot]], target);
+                    }
                 }
             }
         }
@@ -75,33 +88,55 @@ internal sealed class PickedRows(long[] source)
     }
 
     /// <summary>Gradients of the slots and of the weights, from that of the rows.</summary>
-    private unsafe (Tensor Slots, Tensor Weights) Gradients(Tensor slots, Tensor weights, Tensor gradient)
+    private unsafe (Tensor Slots, Tensor? Weights) Gradients(Tensor slots, Tensor weights, Tensor gradient, bool ofWeights)
     {
         using var dense = slots.contiguous();
-        using var outer = gradient.contiguous();
         using var factors = weights.contiguous();
+        var outer = TensorMemory.WithContiguousRows(gradient);
         var width = (int)dense.size(1);
-        var (forSlots, forWeights) = (empty(dense.size(0), width, ScalarType.Float32), zeros(weights.size(0), ScalarType.Float32));
+        var (forSlots, forWeights) = (empty(dense.size(0), width, ScalarType.Float32), ofWeights ? zeros(weights.shape, ScalarType.Float32) : null);
+        var from = new Rows(outer);
         var value = (float*)TensorMemory.Data(dense);
-        var from = (float*)TensorMemory.Data(outer);
         var factor = (float*)TensorMemory.Data(factors);
         var to = (float*)TensorMemory.Data(forSlots);
-        var sums = (float*)TensorMemory.Data(forWeights);
-        for (long slot = 0; slot < source.LongLength; slot++)
+        var sums = forWeights is null ? null : (float*)TensorMemory.Data(forWeights);
+        for (long slot = 0, item = 0; item < shape.Batch; item++)
         {
-            var target = new Span<float>(to + (slot * width), width);
-            if (source[slot] < 0)
+            for (var end = SlotsUntil(item); slot < end; slot++)
             {
-                target.Clear();
-                continue;
-            }
+                var target = new Span<float>(to + (slot * width), width);
+                if (source[slot] < 0)
+                {
+                    target.Clear();
+                    continue;
+                }
 
-            var row = new ReadOnlySpan<float>(from + (source[slot] * width), width);
-            TensorPrimitives.Multiply(row, factor[source[slot]], target);
-            sums[source[slot]] = TensorPrimitives.Dot(row, new ReadOnlySpan<float>(value + (slot * width), width));
+                var row = new ReadOnlySpan<float>(from.At(item, Head(slot, item), token[slot]), width);
+                TensorPrimitives.Multiply(row, factor[source[slot]], target);
+                if (sums != null)
+                {
+                    sums[source[slot]] = TensorPrimitives.Dot(row, new ReadOnlySpan<float>(value + (slot * width), width));
+                }
+            }
         }
 
+        GC.KeepAlive(outer);
         return (forSlots, forWeights);
+    }
+
+    private long SlotsUntil(long item) => source.LongLength / shape.Batch * (item + 1);
+
+    private long Head(long slot, long item) => source[slot] - (((item * shape.Tokens) + token[slot]) * shape.Heads);
+
+    /// <summary>Where the rows of <c>[B, H, N, D]</c> lie.</summary>
+    private readonly unsafe struct Rows(Tensor tensor)
+    {
+        private readonly float* _data = (float*)TensorMemory.Data(tensor);
+        private readonly long _perItem = tensor.stride(0);
+        private readonly long _perHead = tensor.stride(1);
+        private readonly long _perToken = tensor.stride(2);
+
+        public float* At(long item, long head, long place) => _data + (item * _perItem) + (head * _perHead) + (place * _perToken);
     }
 
     private sealed class PickFunction : autograd.MultiTensorFunction<PickFunction>
@@ -110,7 +145,7 @@ internal sealed class PickedRows(long[] source)
 
         public static Tensor Apply(PickedRows picked, Tensor rows)
         {
-            var call = new Call(picked, rows.size(0), [true]);
+            var call = new Call(picked, [true]);
             var result = apply(rows, call)[0];
             call.Made?.Dispose();
             return result;
@@ -139,7 +174,7 @@ internal sealed class PickedRows(long[] source)
 
         public static Tensor Apply(PickedRows picked, Tensor slots, Tensor weights)
         {
-            var call = new Call(picked, weights.size(0), [slots.requires_grad, weights.requires_grad]);
+            var call = new Call(picked, [slots.requires_grad, weights.requires_grad]);
             var result = apply(slots, weights, call)[0];
             call.Made?.Dispose();
             call.Saved.Clear();
@@ -170,17 +205,17 @@ internal sealed class PickedRows(long[] source)
             {
                 return
                 [
-                    call.Wanted[0] ? call.Picked.Pick(gradient * saved[1].unsqueeze(-1)) : null,
-                    call.Wanted[1] ? (gradient * call.PutBack(saved[0])).sum(-1) : null,
+                    call.Wanted[0] ? call.Picked.Pick(gradient * saved[1].transpose(1, 2).unsqueeze(-1)) : null,
+                    call.Wanted[1] ? (gradient * call.PutBack(saved[0])).sum(-1).transpose(1, 2) : null,
                 ];
             }
 
-            var (slots, weights) = call.Picked.Gradients(saved[0], saved[1], gradient);
-            return [call.Wanted[0] ? slots : null, call.Wanted[1] ? weights : null];
+            var (slots, weights) = call.Picked.Gradients(saved[0], saved[1], gradient, call.Wanted[1]);
+            return [call.Wanted[0] ? slots : null, weights];
         }
     }
 
-    private sealed class Call(PickedRows picked, long rows, bool[] wanted)
+    private sealed class Call(PickedRows picked, bool[] wanted)
     {
         public PickedRows Picked => picked;
 
@@ -196,11 +231,13 @@ internal sealed class PickedRows(long[] source)
         {
             if (!is_grad_enabled() || !slots.requires_grad)
             {
-                return picked.PutBackPlain(slots, null, rows);
+                return picked.PutBackPlain(slots, null);
             }
 
             using var scope = NewDisposeScope();
-            return picked.PutBack(slots, ones(rows, dtype: slots.dtype)).MoveToOuterDisposeScope();
+            return picked.PutBack(slots, picked.Ones()).MoveToOuterDisposeScope();
         }
     }
+
+    private Tensor Ones() => ones([shape.Batch, shape.Tokens, shape.Heads], ScalarType.Float32);
 }

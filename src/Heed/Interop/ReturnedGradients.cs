@@ -11,6 +11,11 @@ internal static class ReturnedGradients
     [ThreadStatic]
     private static List<Tensor>? s_returned;
 
+    /// <summary>A saved input with a place of its own in the graph, for a call that is written out again under create_graph: where one input is another or was computed from it (a key that is the value, a step that
+    /// follows from what it steps over), a gradient asked for the saved tensors themselves would hold the paths through each other, too.</summary>
+    /// <param name="saved">The input.</param>
+    public static Tensor Apart(Tensor saved) => saved.view_as(saved);
+
     /// <summary>Computes the gradients in a dispose scope of their own and keeps their handles.</summary>
     /// <param name="wanted">Which inputs want a gradient.</param>
     /// <param name="compute">Computes a gradient for each input; null where none is wanted.</param>

@@ -128,8 +128,9 @@ internal sealed unsafe class SelectiveScanFunction : autograd.MultiTensorFunctio
     /// <summary>Under create_graph the gradients must themselves be differentiable.</summary>
     private static Tensor?[] Again(Call call, Tensor?[] saved, Tensor outputGradient)
     {
-        var (output, _) = PlainSelectiveScan.Apply(saved[0]!, saved[Delta]!, saved[A]!, saved[B]!, saved[C]!, saved[Skip], saved[Gate], saved[Bias], call.Softplus);
-        var wanted = saved[..ScanTensors.Count].Where((_, i) => call.Wanted[i]).Select(tensor => tensor!).ToList();
+        Tensor?[] inputs = [.. saved[..ScanTensors.Count].Select(input => input is null ? null : ReturnedGradients.Apart(input))];
+        var (output, _) = PlainSelectiveScan.Apply(inputs[0]!, inputs[Delta]!, inputs[A]!, inputs[B]!, inputs[C]!, inputs[Skip], inputs[Gate], inputs[Bias], call.Softplus);
+        var wanted = inputs.Where((_, i) => call.Wanted[i]).Select(tensor => tensor!).ToList();
         var found = new Queue<Tensor>(autograd.grad([output], wanted, [outputGradient.alias()], retain_graph: true, create_graph: true));
         return [.. call.Wanted.Select(isWanted => isWanted ? found.Dequeue() : null)];
     }

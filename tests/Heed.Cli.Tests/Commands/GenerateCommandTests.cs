@@ -50,7 +50,17 @@ public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture
         Assert.Equal(own.GetProperty("text").GetString(), everything.GetProperty("text").GetString());
     }
 
+    [Fact]
+    public async Task A_mixture_of_heads_changes_the_text_and_one_of_all_heads_does_not()
+    {
+        var prompt = new string('a', 20) + "bc";
+        var own = (await Json("generate", prompt, "--tokens", "40", "--temperature", "0")).GetProperty("text").GetString();
+        Assert.NotEqual(own, (await Json("generate", prompt, "--tokens", "40", "--temperature", "0", "--attention", "moh:shared=0,active=0.25")).GetProperty("text").GetString());
+        Assert.Equal(own, (await Json("generate", prompt, "--tokens", "40", "--temperature", "0", "--attention", "moh:shared=0.5,active=1")).GetProperty("text").GetString());
+    }
+
     [Theory]
+    [InlineData("moh:active=2", "between 0 and 1")]
     [InlineData("spiral", "There is no attention mechanism 'spiral'")]
     [InlineData("window:width=3", "has no option 'width'")]
     [InlineData("window:w=0", "at least 1")]
@@ -68,7 +78,7 @@ public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture
         var result = await Shell.RunAsync("attention", "--json");
         Assert.Equal(0, result.Code);
         Assert.Equal(
-            Heed.Lab.Mechanisms.AttentionMechanism.All.Select(known => known.Usage), JsonDocument.Parse(result.Out).RootElement.EnumerateArray().Select(known => known.GetProperty("usage").GetString()));
+            Heed.Lab.Mechanisms.AttentionSwap.Known.Select(known => known.Usage), JsonDocument.Parse(result.Out).RootElement.EnumerateArray().Select(known => known.GetProperty("usage").GetString()));
     }
 
     [Fact]

@@ -105,6 +105,18 @@ public class InspectorTests
     }
 
     [Fact]
+    public void A_mixture_of_heads_shows_its_share_of_the_pairs_and_what_it_costs()
+    {
+        using var pretrained = TinyModel.Create();
+        var inspection = Inspect(pretrained, Text, "a verse", new() { Attention = "moh:shared=0.5,active=0.75" });
+        Assert.Equal(0.75, inspection.Heads.Average(head => head.ComputedShare!.Value), 1e-12);
+        Assert.Equal(Inspect(pretrained, Text, "a verse").BitsPerByte, inspection.BitsPerByteWithout!.Value, 1e-5);
+        Assert.NotEqual(inspection.BitsPerByteWithout!.Value, inspection.BitsPerByte, 1e-4);
+        Assert.Contains(inspection.Notices, notice => notice.Contains("do not use it", StringComparison.Ordinal));
+        Assert.Null(pretrained.Model.Layers[0].SelfAttention!.Router);
+    }
+
+    [Fact]
     public void Coarse_maps_hold_the_mass_of_their_cells()
     {
         using var pretrained = TinyModel.Create(context: 256);

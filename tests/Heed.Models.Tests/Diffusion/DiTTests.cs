@@ -1,3 +1,4 @@
+using Heed.Models.Checkpoints;
 using Heed.Models.Diffusion;
 using Xunit;
 using static TorchSharp.torch;
@@ -44,6 +45,42 @@ public sealed class DiTTests
         var positions = DiT.Positions(4, 16)[0, 1];
         Assert.Equal(Math.Sin(1), positions[0].item<float>(), 1e-6);
         Assert.Equal(0, positions[8].item<float>(), 1e-6);
+    }
+
+    [Fact]
+    public void Saved_under_the_authors_names_and_loaded_back_the_model_says_the_same()
+    {
+        using var scope = NewDisposeScope();
+        using var quiet = no_grad();
+        using var folder = new TemporaryFolder();
+        using var saved = new DiT(Small);
+        using var loaded = new DiT(Small);
+        foreach (var parameter in saved.parameters())
+        {
+            // Fresh models predict nothing, whatever their routers do.
+            parameter.add_(randn(parameter.shape) * 0.1);
+        }
+
+        foreach (var name in new[]
+        {
+            "x_embedder.proj.weight", "t_embedder.mlp.0.weight", "t_embedder.mlp.2.bias", "y_embedder.embedding_table.weight", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.bias",
+            "blocks.0.attn.wg_1.weight", "blocks.1.attn.wg.weight", "blocks.1.attn.wg_0.weight", "blocks.1.mlp.fc1.weight", "blocks.1.mlp.fc2.bias", "blocks.1.adaLN_modulation.1.weight",
+            "final_layer.linear.weight", "final_layer.adaLN_modulation.1.bias",
+        })
+        {
+            Assert.Contains(name, saved.state_dict().Keys);
+        }
+
+        saved.eval();
+        loaded.eval();
+        SafetensorsWriter.Write(folder.At("moh-dit.safetensors"), saved.state_dict());
+        var (latents, times, labels) = (randn(2, 4, 8, 8), tensor(new[] { 3f, 900.5f }), tensor(new long[] { 0, 3 }));
+        Assert.False(saved.forward(latents, times, labels).allclose(loaded.forward(latents, times, labels)));
+        loaded.LoadCheckpoint(folder.At("moh-dit.safetensors"));
+        Assert.True(saved.forward(latents, times, labels).Equals(loaded.forward(latents, times, labels)));
+
+        using var other = new DiT(Small with { Blocks = [new(2, 2, 0)] });
+        Assert.Contains("has in excess", Assert.Throws<InvalidDataException>(() => other.LoadCheckpoint(folder.At("moh-dit.safetensors"))).Message, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -61,22 +61,32 @@ public sealed class RoutedHeadsTests
         Assertions.Close(expected, RoutedHeads.Compute(query.to(float64), key.to(float64), value.to(float64), routing with { Gates = routing.Gates.to(float64) }), 1e-12);
     }
 
-    [Fact]
-    public void Gradients_of_gradients_agree()
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Gradients_of_gradients_agree_with_the_plain_form_in_float64(bool keysAreValues)
     {
         using var scope = NewDisposeScope();
         var routing = Routing(1, 12, 2, 0.5);
-        Tensor Second(RoutedComputation computation)
+        Tensor[] Second(RoutedComputation computation, ScalarType type)
         {
-            var (query, key) = (Random(1, 1, 2, 12, 8).requires_grad_(), Random(2, 1, 2, 12, 8).requires_grad_());
-            var gates = routing.Gates.detach().clone().requires_grad_();
-            var output = RoutedHeads.Compute(query, key, key, routing with { Gates = gates }, computation: computation);
-            var first = autograd.grad([output.square().sum()], [query, key], retain_graph: true, create_graph: true);
-            return cat([.. autograd.grad([first[0].square().sum() + first[1].square().sum()], [query, key, gates]).Select((gradient, i) =>
-                (i == 2 ? gradient * routing.Chosen.to(float32) : gradient).reshape(-1))]);
+            var (query, key) = (Random(1, 1, 2, 12, 8).to(type).requires_grad_(), Random(2, 1, 2, 12, 8).to(type).requires_grad_());
+            var value = keysAreValues ? key : Random(3, 1, 2, 12, 8).to(type).requires_grad_();
+            var gates = routing.Gates.detach().to(type, copy: true).requires_grad_();
+            var output = RoutedHeads.Compute(query, key, value, routing with { Gates = gates }, computation: computation);
+            var first = autograd.grad([output.square().sum()], [query, key, value], retain_graph: true, create_graph: true);
+            var second = autograd.grad([first[0].square().sum() + first[1].square().sum() + first[2].square().sum()], [query, key, value, gates], retain_graph: true);
+            return [.. first, second[0], second[1], second[2], second[3] * routing.Chosen.to(type)];
         }
 
-        Assertions.Close(Second(RoutedComputation.AllHeads), Second(RoutedComputation.ChosenHeads), 1e-4);
+        var exact = Second(RoutedComputation.AllHeads, float64);
+        foreach (var computation in new[] { RoutedComputation.AllHeads, RoutedComputation.ChosenHeads })
+        {
+            foreach (var (i, (expected, actual)) in exact.Zip(Second(computation, float32)).Index())
+            {
+                Assertions.Close(expected, actual, 1e-4, $"{computation}: {(i < 3 ? "first" : "second")} gradient, input {i % 3}");
+            }
+        }
     }
 
     [Fact]
@@ -110,7 +120,7 @@ public sealed class RoutedHeadsTests
         chosen.select(2, 1).fill_(true);
         var (query, key, value) = (Random(1, 1, 3, 9, 8), Random(2, 1, 3, 9, 8), Random(3, 1, 3, 9, 8));
         value.select(1, 0).fill_(double.NaN);
-        var output = RoutedHeads.Compute(query, key, value, new(chosen.to(float32), chosen, null));
+        var output = RoutedHeads.Compute(query, key, value, new(chosen.to(float32), chosen, null), computation: RoutedComputation.ChosenHeads);
         Assert.Equal(0, output.select(1, 0).abs().sum().item<float>());
         Assert.Equal(0, output.select(1, 2).abs().sum().item<float>());
         Assert.True(output.select(1, 1).abs().sum().item<float>() > 0);

@@ -131,6 +131,21 @@ public sealed class SelectiveScanTests
         Assertions.Close(Second(wide), Second(narrow), 1e-4);
     }
 
+    [Fact]
+    public void Under_create_graph_a_step_that_follows_from_the_input_is_counted_once()
+    {
+        using var scope = NewDisposeScope();
+        var narrow = Inputs(1, 5, 2, 9, 1, 1, true, float32, tokensFirst: false);
+        var wide = narrow.Select(tensor => tensor?.detach().to(float64).requires_grad_()).ToArray();
+        Tensor First(Tensor?[] inputs)
+        {
+            Tensor?[] tied = [inputs[0], nn.functional.softplus(inputs[0]!), .. inputs[2..]];
+            return autograd.grad([Apply(tied, true).Output.square().sum()], [inputs[0]!], retain_graph: true, create_graph: true)[0];
+        }
+
+        Assertions.Close(First(wide), First(narrow), 1e-4);
+    }
+
     [Theory]
     [InlineData(ScalarType.BFloat16)]
     [InlineData(ScalarType.Float16)]

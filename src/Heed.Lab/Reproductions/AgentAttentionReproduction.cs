@@ -115,7 +115,7 @@ internal sealed class AgentAttentionReproduction : Reproduction
             return;
         }
 
-        var (steps, seeds) = run.IsQuick ? (4, 1) : (220, 3);
+        var (steps, seeds) = run.IsQuick ? (4, 1) : (600, 3);
         var data = new Lazy<(ImageData Train, ImageData Test)>(() => FashionMnist.Load() is var both ? (both.Train, both.Test.Take(run.IsQuick ? 250 : 2000, 1)) : default);
         var accuracies = new double[Arms.Length][];
         var rows = new List<string[]>();

@@ -159,7 +159,7 @@ internal sealed class VisualMambaReproduction : Reproduction
 
         var data = FashionMnist.Load();
         var test = data.Test.Take(run.IsQuick ? 200 : 2000);
-        var (seeds, steps) = run.IsQuick ? (1, 3) : (3, 120);
+        var (seeds, steps) = run.IsQuick ? (1, 3) : (3, 400);
         var rows = new List<string[]>();
         var results = new Dictionary<string, double[]>(StringComparer.Ordinal);
         foreach (var pattern in run.IsQuick ? ["unidi", "atrous"] : Patterns)

@@ -29,13 +29,13 @@ public sealed class ImageReportPageTests(Browser browser) : IClassFixture<Browse
         Assert.Equal("trouser", await page.InnerTextAsync("#classes .true"));
 
         await page.HoverAsync("#picture", new() { Position = new() { X = 3, Y = 3 } });
-        await page.WaitForFunctionAsync("document.getElementById('place').textContent.includes('row 1, column 1')");
+        await page.WaitForSelectorAsync("#place:has-text('row 1, column 1')");
         var after = await Pictures();
         Assert.Equal(before[..3], after[..3]);
         Assert.NotEqual(before[3], after[3]);
 
         await page.ClickAsync("#mean");
-        await page.WaitForFunctionAsync("document.getElementById('place').textContent.includes('mean')");
+        await page.WaitForSelectorAsync("#place:has-text('mean')");
         Assert.NotEqual(after[3], (await Pictures())[3]);
         await page.EvaluateAsync("() => { const b = document.getElementById('blend'); b.value = 20; b.dispatchEvent(new Event('input')); }");
         await page.EvaluateAsync("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))");

@@ -29,6 +29,9 @@ public sealed class AttentionCall
     /// <summary>The options of the call.</summary>
     public AttentionOptions Options { get; set; }
 
+    /// <summary>What the tokens of the sequence stand for; null where the model did not say.</summary>
+    public TokenLayout? Layout { get; internal init; }
+
     /// <summary>The weights as the hooks left them, where the call materialises the map.</summary>
     internal torch.Tensor? Map { get; set; }
 

@@ -136,13 +136,20 @@ public abstract class AttentionHook
     }
 }
 
-/// <summary>The hooks installed on a model. Every attention call of the model passes them on to <see cref="Attention"/>.</summary>
+/// <summary>The hooks installed on a model. Every attention call of the model passes them on to <see cref="Attention"/>; its blocks show their hidden states to the <see cref="StreamHook"/>s among them.</summary>
 public sealed class AttentionHooks
 {
     private readonly List<AttentionHook> _hooks = [];
+    private readonly List<StreamHook> _watchers = [];
 
     /// <summary>The installed hooks, in the order in which they act.</summary>
     public IReadOnlyList<AttentionHook> Installed => _hooks;
+
+    /// <summary>The installed hooks on hidden states, in the order in which they act.</summary>
+    public IReadOnlyList<StreamHook> Watchers => _watchers;
+
+    /// <summary>What the tokens of the sequence that the model reads stand for; null: all are of one kind, or nobody said. A model of several kinds of tokens sets it when it reads a prompt.</summary>
+    public TokenLayout? Layout { get; set; }
 
     /// <summary>The stages that any installed hook needs at a site.</summary>
     public AttentionStages StagesAt(AttentionSite site)
@@ -161,10 +168,37 @@ public sealed class AttentionHooks
     {
         ArgumentNullException.ThrowIfNull(hook);
         _hooks.Add(hook);
-        return new Scope(_hooks, hook);
+        return new Scope<AttentionHook>(_hooks, hook);
     }
 
-    private sealed class Scope(List<AttentionHook> hooks, AttentionHook hook) : IDisposable
+    /// <summary>Installs a hook on hidden states until the returned scope is disposed.</summary>
+    public IDisposable Install(StreamHook hook)
+    {
+        ArgumentNullException.ThrowIfNull(hook);
+        _watchers.Add(hook);
+        return new Scope<StreamHook>(_watchers, hook);
+    }
+
+    internal torch.Tensor Pass(StreamSite site, torch.Tensor states)
+    {
+        foreach (var watcher in _watchers)
+        {
+            if (watcher.ActsAt(site))
+            {
+                var shape = states.shape;
+                states = watcher.OnStates(site, states);
+                if (!states.shape.AsSpan().SequenceEqual(shape))
+                {
+                    throw new InvalidOperationException(
+                        $"The hook {watcher.GetType().Name} returned [{string.Join(", ", states.shape)}] at {site}, where [{string.Join(", ", shape)}] stands: return the same shape.");
+                }
+            }
+        }
+
+        return states;
+    }
+
+    private sealed class Scope<THook>(List<THook> hooks, THook hook) : IDisposable
     {
         private bool _disposed;
 

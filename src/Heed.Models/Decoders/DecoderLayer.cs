@@ -13,6 +13,7 @@ public sealed class DecoderLayer : nn.Module<Tensor, Tensor>
     private readonly FeedForward mlp;
     private readonly RmsNorm input_layernorm;
     private readonly RmsNorm post_attention_layernorm;
+    private readonly StreamPlace _place;
     private readonly Parameter? input_residual;
     private readonly Parameter? post_attention_residual;
 
@@ -20,6 +21,7 @@ public sealed class DecoderLayer : nn.Module<Tensor, Tensor>
         : base(nameof(DecoderLayer))
     {
         var site = new AttentionSite(layer, AttentionKind.Self, $"model.layers.{layer}.self_attn");
+        _place = new(hooks, layer, $"model.layers.{layer}");
         self_attn = configuration.DynamicMaskWindow is { } window
             ? DynamicMask(configuration, window, site, hooks, generator, initialize) : Dense(configuration, layer, site, hooks, generator, initialize);
         mlp = new FeedForward(configuration, generator, initialize);
@@ -50,10 +52,13 @@ public sealed class DecoderLayer : nn.Module<Tensor, Tensor>
     public Tensor forward(Tensor input, RotaryTables? rotary, KeyValueCache? cache = null)
     {
         using var scope = NewDisposeScope();
-        var normal = input_layernorm.forward(input);
-        var mixed = self_attn is DogeAttention doge ? doge.forward(normal, rotary, cache) : ((GatedAttention)self_attn).forward(normal, rotary, cache);
+        input = _place.Pass(StreamPoint.BlockInput, input);
+        var normal = _place.Pass(StreamPoint.AttentionInput, input_layernorm.forward(input));
+        var mixed = _place.Pass(
+            StreamPoint.AttentionOutput, self_attn is DogeAttention doge ? doge.forward(normal, rotary, cache) : ((GatedAttention)self_attn).forward(normal, rotary, cache));
         var attended = Weighted(input, input_residual) + mixed;
-        return (Weighted(attended, post_attention_residual) + mlp.forward(post_attention_layernorm.forward(attended))).MoveToOuterDisposeScope();
+        var fed = _place.Pass(StreamPoint.FeedForwardOutput, mlp.forward(_place.Pass(StreamPoint.FeedForwardInput, post_attention_layernorm.forward(attended)), _place));
+        return _place.Pass(StreamPoint.BlockOutput, Weighted(attended, post_attention_residual) + fed).MoveToOuterDisposeScope();
     }
 
     private static Tensor Weighted(Tensor residual, Parameter? weight) => weight is null ? residual : residual * weight;

@@ -26,18 +26,25 @@ public sealed class FeedForward : nn.Module<Tensor, Tensor>
     internal static IReadOnlyList<string> Activations { get; } = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"];
 
     /// <inheritdoc/>
-    public override Tensor forward(Tensor input)
+    public override Tensor forward(Tensor input) => forward(input, default);
+
+    /// <summary>The layer's output, with its stages shown to the model's hooks.</summary>
+    /// <param name="input"><c>[B, N, C]</c>.</param>
+    /// <param name="place">Where the layer stands.</param>
+    /// <returns><c>[B, N, C]</c>.</returns>
+    public Tensor forward(Tensor input, StreamPlace place)
     {
         using var scope = NewDisposeScope();
-        var gate = gate_proj.forward(input);
-        var active = _activation switch
+        var gate = place.Pass(StreamPoint.Gate, gate_proj.forward(input));
+        var active = place.Pass(StreamPoint.Activation, _activation switch
         {
             "silu" => nn.functional.silu(gate),
             "relu" => nn.functional.relu(gate),
             "gelu" => nn.functional.gelu(gate),
             _ => TanhGelu(gate),
-        };
-        return down_proj.forward(active * up_proj.forward(input)).MoveToOuterDisposeScope();
+        });
+        var product = place.Pass(StreamPoint.Product, active * place.Pass(StreamPoint.Up, up_proj.forward(input)));
+        return down_proj.forward(product).MoveToOuterDisposeScope();
     }
 
     private static Tensor TanhGelu(Tensor input) => input * 0.5 * (((input + (input.pow(3) * 0.044715)) * Math.Sqrt(2 / Math.PI)).tanh() + 1);

@@ -89,7 +89,7 @@ public sealed class VisionTransformer : ImageClassifier
         pos_embed = options.Positions ? Parameters.Make([1, tokens, options.Width], tensor => Parameters.DrawNormal(tensor)) : null;
         var drops = Layers.DropPath.Schedule(options.DropPath, options.Depth);
         blocks = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer =>
-            new MixerBlock(options.Width, (long)(options.Width * options.FeedForwardRatio), mixer(new(layer, options.Width, options.Grid, options.ClassToken, Hooks)), options.NormEpsilon, drops[layer]))]);
+            new MixerBlock(options.Width, (long)(options.Width * options.FeedForwardRatio), mixer(new(layer, options.Width, options.Grid, options.ClassToken, Hooks)), options.NormEpsilon, drops[layer]) { Place = new(Hooks, layer, $"blocks.{layer}") })]);
         norm = nn.LayerNorm(options.Width, options.NormEpsilon);
         head = nn.Linear(options.Width, options.Classes);
         RegisterComponents();

@@ -68,7 +68,7 @@ public sealed class CausalTransformer : LanguageModel
         nn.init.normal_(embedding.weight!, 0, Projection.InitialDeviation);
         positions = options.Positions ? Parameters.Make([options.Length, options.Width], tensor => tensor.normal_(0, Projection.InitialDeviation)) : null;
         blocks = nn.ModuleList([.. Enumerable.Range(0, options.Depth).Select(layer =>
-            new MixerBlock(options.Width, options.FeedForwardWidth, mixer(new(layer, options.Width, options.Length, Hooks)), options.NormEpsilon))]);
+            new MixerBlock(options.Width, options.FeedForwardWidth, mixer(new(layer, options.Width, options.Length, Hooks)), options.NormEpsilon) { Place = new(Hooks, layer, $"blocks.{layer}") })]);
         norm = nn.LayerNorm(options.Width, options.NormEpsilon);
         head = new(options.Width, options.Vocabulary, hasBias: true);
         RegisterComponents();

@@ -38,11 +38,20 @@ public sealed class MixerBlock : nn.Module<Tensor, Tensor>
     /// <summary>The token mixer.</summary>
     public nn.Module<Tensor, Tensor> Mixer => attn;
 
+    /// <summary>Where the block stands in its model, whose hooks then see its hidden states.</summary>
+    public StreamPlace Place { get; init; }
+
     /// <inheritdoc/>
     public override Tensor forward(Tensor input)
     {
         using var scope = NewDisposeScope();
-        var tokens = input + _drop.forward(attn.forward(norm1.forward(input)));
-        return (mlp is null ? tokens : tokens + _drop.forward(mlp.forward(norm2!.forward(tokens)))).MoveToOuterDisposeScope();
+        input = Place.Pass(StreamPoint.BlockInput, input);
+        var tokens = input + _drop.forward(Place.Pass(StreamPoint.AttentionOutput, attn.forward(Place.Pass(StreamPoint.AttentionInput, norm1.forward(input)))));
+        if (mlp is not null)
+        {
+            tokens = tokens + _drop.forward(Place.Pass(StreamPoint.FeedForwardOutput, mlp.forward(Place.Pass(StreamPoint.FeedForwardInput, norm2!.forward(tokens)))));
+        }
+
+        return Place.Pass(StreamPoint.BlockOutput, tokens).MoveToOuterDisposeScope();
     }
 }

@@ -71,7 +71,8 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
         using var scope = NewDisposeScope();
         var tokens = ids.shape[1];
-        using Scalar earlier = cache?.Length ?? 0L;
+        Hooks.FirstPosition = cache?.Length ?? 0L;
+        using Scalar earlier = Hooks.FirstPosition;
         var positions = arange(tokens, dtype: int64, device: ids.device) + earlier;
         var hidden = model.forward(ids, positions, cache, hiddenStates);
         if (lastOnly)

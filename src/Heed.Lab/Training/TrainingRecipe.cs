@@ -65,6 +65,7 @@ public abstract class TrainingRecipe
         new VideoRecipe(),
         new FashionRecipe(),
         new TextRecipe(),
+        new Scenes.CaptionRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

@@ -1,3 +1,4 @@
+using Heed.Lab.Backcopy;
 using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
@@ -65,6 +66,8 @@ public abstract class TrainingRecipe
         new VideoRecipe(),
         new FashionRecipe(),
         new TextRecipe(),
+        new BackcopyRecipe(),
+        new Scenes.CaptionRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

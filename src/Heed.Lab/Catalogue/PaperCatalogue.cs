@@ -16,6 +16,7 @@ public static class PaperCatalogue
             "Explains attention sinks, drained values and residual peaks with small transformers on a bigram-and-copy language.",
             "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention.")
         {
+            State = PaperState.Verified, Location = "src/Heed/Probes/ExtremeTokenProbe.cs",
             State = PaperState.Verified, Location = "src/Heed.Models/Texts/BigramBackcopyTransformer.cs",
         },
         new("agent-attention", "Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874", 2023, Room.Mixers,
@@ -156,7 +157,10 @@ public static class PaperCatalogue
             $"Best training-free results on image and video referral segmentation ({NoFigure})."),
         new("secondary-sinks", "On the Existence and Behaviour of Secondary Attention Sinks", "2512.22213", 2025, Room.Probes,
             "Finds tokens that become sinks in the middle layers, and the layers where they live.",
-            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
+            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Probes/SinkDetector.cs",
+        },
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
             "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")

@@ -67,6 +67,7 @@ public abstract class TrainingRecipe
         new FashionRecipe(),
         new TextRecipe(),
         new BackcopyRecipe(),
+        new Scenes.CaptionRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

@@ -27,6 +27,8 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new InContextRegressionReproduction(),
+        new BrainEncoderReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -12,6 +12,11 @@ public sealed record TrainingPoint(long Step, double Loss, double LearningRate, 
 /// <param name="Value">What was measured, for example bits per byte.</param>
 public sealed record ValidationPoint(long Step, double Value);
 
+/// <summary>What a recipe keeps of its model beside the validation.</summary>
+/// <param name="Step">Number of steps done before it.</param>
+/// <param name="Values">Numbers, by name.</param>
+public sealed record WatchedPoint(long Step, Dictionary<string, double> Values);
+
 /// <summary>What happened in a run so far, over all its interruptions.</summary>
 public sealed class TrainingHistory
 {
@@ -20,6 +25,9 @@ public sealed class TrainingHistory
 
     /// <summary>Every validation.</summary>
     public List<ValidationPoint> Validations { get; init; } = [];
+
+    /// <summary>What was watched beside them, where the loop watches anything: once before the first step, then at every validation.</summary>
+    public List<WatchedPoint> Watched { get; init; } = [];
 
     /// <summary>Items (tokens, images ...) trained on.</summary>
     public long Items { get; set; }

@@ -58,6 +58,9 @@ public sealed class TrainingLoop : IDisposable
     /// <summary>What to measure between steps, without gradient; null: nothing.</summary>
     public Func<double>? Validation { get; init; }
 
+    /// <summary>Numbers of the model whose course is wanted, asked for before the first step and at every validation, without gradient; null: none.</summary>
+    public Func<Dictionary<string, double>>? Watch { get; init; }
+
     /// <summary>Time between two checkpoints.</summary>
     public TimeSpan CheckpointEvery { get; init; } = TimeSpan.FromMinutes(1);
 
@@ -92,6 +95,11 @@ public sealed class TrainingLoop : IDisposable
         var recent = new Queue<(double Seconds, long Items, double Loss)>();
         var sinceCheckpoint = Stopwatch.StartNew();
         _model.train();
+        if (Step == 0)
+        {
+            TakeWatched();
+        }
+
         while (Step < _plan.Steps)
         {
             if (cancellation.IsCancellationRequested)
@@ -111,9 +119,14 @@ public sealed class TrainingLoop : IDisposable
                 recent.Dequeue();
             }
 
-            if (Validation is not null && (Step % _plan.ValidateEvery == 0 || Step == _plan.Steps))
+            if (Step % _plan.ValidateEvery == 0 || Step == _plan.Steps)
             {
-                Validate();
+                if (Validation is not null)
+                {
+                    Validate();
+                }
+
+                TakeWatched();
             }
 
             History.Seconds += clock.Elapsed.TotalSeconds;
@@ -166,6 +179,16 @@ public sealed class TrainingLoop : IDisposable
         var norm = nn.utils.clip_grad_norm_(_parameters, _plan.ClipNorm);
         _optimizer.step();
         return new TrainingPoint(Step + 1, value, rate, norm);
+    }
+
+    private void TakeWatched()
+    {
+        if (Watch is not null)
+        {
+            using var scope = NewDisposeScope();
+            using var gradient = no_grad();
+            History.Watched.Add(new WatchedPoint(Step, Watch()));
+        }
     }
 
     private void Validate()

@@ -1,6 +1,8 @@
+using Heed.Lab.Brains;
 using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Regression;
 using Heed.Lab.Texts;
 using Heed.Lab.Videos;
 
@@ -65,6 +67,8 @@ public abstract class TrainingRecipe
         new VideoRecipe(),
         new FashionRecipe(),
         new TextRecipe(),
+        new RegressionRecipe(),
+        new BrainRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

@@ -117,9 +117,10 @@ public sealed class GoldenRun : IDisposable
     {
         const string Incoming = "gradout.";
         var incoming = Case.Names.Where(name => name.StartsWith(Incoming, StringComparison.Ordinal)).ToList();
-        if (incoming.Count > 0)
+        // Gradients of a case in which none arrives anywhere are those of its loss.
+        var total = incoming.Count == 0 && Case.Names.Any(name => name.StartsWith("grad.", StringComparison.Ordinal)) ? _outputs.GetValueOrDefault("loss") : null;
+        if (incoming.Count > 0 || total is not null)
         {
-            Tensor? total = null;
             foreach (var name in incoming)
             {
                 var output = _outputs.GetValueOrDefault(name[Incoming.Length..]) ?? throw new InvalidDataException($"The output of '{name}' was not computed.");

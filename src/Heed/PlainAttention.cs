@@ -215,7 +215,7 @@ internal static class PlainAttention
         var some = RowsWithPairs(map).squeeze(-1);
         var logSumExp = LogSumExp(map, options);
         Tensor Keep(Tensor statistic, ScalarType type = ScalarType.Float32) => statistic.to(type).alias().MoveToOuterDisposeScope();
-        Tensor? entropy = null, maximum = null, maximumKey = null, distance = null, setMass = null, topWeights = null, topKeys = null, received = null;
+        Tensor? entropy = null, maximum = null, maximumKey = null, distance = null, setMass = null, topWeights = null, topKeys = null, received = null, keyEntropy = null;
         if (request.Entropy)
         {
             var sum = xlogy(weights, weights).sum(-1).neg();
@@ -258,9 +258,15 @@ internal static class PlainAttention
             topKeys = Keep(nn.functional.pad(places, [0, request.TopCount - count], value: -1), ScalarType.Int32);
         }
 
-        if (request.MassPerKey)
+        if (request.MassPerKey || request.KeyEntropy)
         {
-            received = Keep(weights.sum(-2));
+            var mass = weights.sum(-2);
+            received = Keep(mass);
+            if (request.KeyEntropy)
+            {
+                var shares = weights / mass.masked_fill(mass.eq(s_zero), s_one).unsqueeze(-2);
+                keyEntropy = Keep(xlogy(shares, shares).sum(-2).neg());
+            }
         }
 
         return new()
@@ -274,6 +280,7 @@ internal static class PlainAttention
             TopWeights = topWeights,
             TopKeys = topKeys,
             MassPerKey = received,
+            KeyEntropy = keyEntropy,
         };
     }
 

@@ -14,7 +14,10 @@ public static class PaperCatalogue
             $"Attention pooling piles its mass on a handful of patches; several branches with random masking of the strongest spread it and classify slides better on three data sets ({NoFigure})."),
         new("active-dormant-heads", "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token Phenomena in LLMs", "2410.13835", 2024, Room.Probes,
             "Explains attention sinks, drained values and residual peaks with small transformers on a bigram-and-copy language.",
-            "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention."),
+            "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention.")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/Texts/BigramBackcopyTransformer.cs",
+        },
         new("agent-attention", "Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874", 2023, Room.Mixers,
             "A few agent tokens collect from all keys and pass on to all queries: global attention at linear cost.",
             "ImageNet top-1 of DeiT-T rises from 72.2 to 74.9; Stable Diffusion runs 1.45 to 1.84 times faster with a better FID.")

@@ -14,7 +14,6 @@ public sealed class RegressionRecipe : TaskRecipe<IclAttention>
     private const int TestContexts = 20_000;
 
     private static readonly JsonSerializerOptions s_format = new() { PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower, WriteIndented = true };
-    private TrainingHistory? _history;
 
     /// <inheritdoc/>
     public override string Name => "regression";
@@ -53,7 +52,6 @@ public sealed class RegressionRecipe : TaskRecipe<IclAttention>
     protected override IReadOnlyList<(string Name, double Value)> Measures(IclAttention model, TrainingHistory history)
     {
         ArgumentNullException.ThrowIfNull(history);
-        _history = history;
         return [("held-out mean squared error", history.Validations[^1].Value)];
     }
 
@@ -64,11 +62,9 @@ public sealed class RegressionRecipe : TaskRecipe<IclAttention>
         ArgumentNullException.ThrowIfNull(options);
         using var scope = NewDisposeScope();
         var setting = RegressionSetting.Parse(choice);
-        string[] files = [Path.Combine(options.Output, "omega.png"), Path.Combine(options.Output, "mu.png"), Path.Combine(options.Output, "circuits.json")];
-        Course(_history!, "omega", choice).Save(files[0]);
-        Course(_history!, "mu", choice).Save(files[1]);
+        var file = Path.Combine(options.Output, "circuits.json");
         var theory = new IclTheory(setting.Dimensions, setting.ContextLength, setting.NoiseStd * setting.NoiseStd);
-        AtomicFile.WriteText(files[2], JsonSerializer.Serialize(
+        AtomicFile.WriteText(file, JsonSerializer.Serialize(
             new
             {
                 Model = choice,
@@ -77,12 +73,19 @@ public sealed class RegressionRecipe : TaskRecipe<IclAttention>
                 BestGradientStep = setting is { Tasks: 1, Correlation: 0, Mean: 0 } ? theory.BestGradientStep().Loss : (double?)null,
                 Outputs = Enumerable.Range(0, setting.Tasks).Select(output => model.Measure(output) is var measured ? new { measured.Heads, measured.Diagonality, measured.Homogeneity, measured.ZeroSum, measured.SignAgreement } : null),
             }, s_format) + "\n");
-        return files;
+        return [file];
     }
 
     /// <summary>A figure of one of a head's two numbers over the steps.</summary>
-    internal static LineFigure Course(TrainingHistory history, string what, string title) => new(
+    internal static LineFigure Course(IReadOnlyList<ValidationPoint> course, string what, string title) => new(
         title, "step", what == "omega" ? "ω of every head" : "μ of every head",
-        [.. history.Watched[0].Values.Keys.Where(name => name.StartsWith(what, StringComparison.Ordinal)).Select(name => new FigureLine(
-            name.Replace("omega", "head", StringComparison.Ordinal).Replace("mu", "head", StringComparison.Ordinal), [.. history.Watched.Select(point => (double)point.Step)], [.. history.Watched.Select(point => point.Values[name])]))]);
+        [.. course[0].Observed!.Keys.Where(name => name.StartsWith(what, StringComparison.Ordinal)).Select(name => new FigureLine(
+            $"head {name[(what.Length + 1)..]}", [.. course.Select(point => (double)point.Step)], [.. course.Select(point => point.Observed![name])]))]);
+
+    /// <inheritdoc/>
+    protected override IReadOnlyList<(string File, LineFigure Figure)> Figures(TrainingHistory history)
+    {
+        ArgumentNullException.ThrowIfNull(history);
+        return [("omega.png", Course(history.Validations, "omega", "Slopes of the heads")), ("mu.png", Course(history.Validations, "mu", "Weights of the heads"))];
+    }
 }

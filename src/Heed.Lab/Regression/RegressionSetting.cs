@@ -107,10 +107,10 @@ internal sealed record RegressionSetting(
     }
 
     /// <summary>Trains on fresh contexts.</summary>
-    public TrainingLoop Loop(IclAttention model, long steps, int seed, long watches = 60, string? checkpoint = null)
+    public TrainingLoop Loop(IclAttention model, long steps, int seed, long validations = 60, string? checkpoint = null)
     {
         // Adam without decay, the learning rate down to a tenth of its start at the end.
-        var plan = new TrainingPlan { Steps = steps, LearningRate = LearningRate, FinalShare = 0.05, WeightDecay = 0, Beta2 = 0.999, ClipNorm = 1e6, ValidateEvery = Math.Max(1, steps / watches) };
+        var plan = new TrainingPlan { Steps = steps, LearningRate = LearningRate, FinalShare = 0.05, WeightDecay = 0, Beta2 = 0.999, ClipNorm = 1e6, ValidateEvery = Math.Max(1, steps / validations) };
         return new(model, plan, string.Join('\n', "recipe=regression", $"setting={this}", $"seed={seed}", TrainingCheckpoint.StepsLine(steps)), checkpoint)
         {
             Loss = step =>
@@ -120,11 +120,11 @@ internal sealed record RegressionSetting(
             },
             Items = _ => Batch,
             Validation = () => Error(model, HeldOutBatch, ContextLength),
-            Watch = () => Watched(model),
+            Observe = () => Circuits(model),
         };
     }
 
-    private static Dictionary<string, double> Watched(IclAttention model) =>
+    private static Dictionary<string, double> Circuits(IclAttention model) =>
         Enumerable.Range(0, model.OutputCount).SelectMany(output => model.Measure(output).Heads.SelectMany(head => new[]
         {
             (Name: $"omega {head.Head}", Value: head.Slope), (Name: model.OutputCount == 1 ? $"mu {head.Head}" : $"mu {head.Head} of y{output + 1}", Value: head.Weight),

@@ -129,9 +129,8 @@ internal sealed class InContextRegressionReproduction : Reproduction
                 Text(result.Measures.Diagonality, "F2"), Text(result.Measures.Homogeneity, "F2"), Text(result.Heads.Max(head => head.OtherWeight) / result.Measures.LargestWeight, "F2")]))]));
         foreach (var name in arms.Select(arm => arm.Name).Where(name => name != One))
         {
-            var history = new TrainingHistory { Watched = [.. learned[name][0].Course] };
-            run.Figures.Add(RegressionRecipe.Course(history, "omega", $"ω over training, {name}, seed 1"));
-            run.Figures.Add(RegressionRecipe.Course(history, "mu", $"μ over training, {name}, seed 1"));
+            run.Figures.Add(RegressionRecipe.Course(learned[name][0].Course, "omega", $"ω over training, {name}, seed 1"));
+            run.Figures.Add(RegressionRecipe.Course(learned[name][0].Course, "mu", $"μ over training, {name}, seed 1"));
         }
 
         const string form = "Training always ends in the same form: KQ a multiple ω of the identity on the covariates, OV reads y alone, with the sign of ω; positive and negative heads cancel.";
@@ -303,7 +302,7 @@ internal sealed class InContextRegressionReproduction : Reproduction
         var sum = heads.Heads.Select(head => circuits[head.Head] * Math.Sign(head.Slope) * Math.Abs(head.Weight)).Aggregate((first, second) => first + second).contiguous();
         return new(
             setting.Error(model, contexts, 40), setting.Error(model, contexts, 20), setting.Error(model, contexts, 100), [.. heads.Heads], setting.Tasks == 2 ? [.. model.Measure(1).Heads] : [], [.. sum.data<double>()],
-            [.. loop.History.Watched]);
+            [.. loop.History.Validations]);
     }
 
     /// <summary>The best sizes of one plain and of one debiased gradient step, and their errors.</summary>
@@ -330,7 +329,7 @@ internal sealed class InContextRegressionReproduction : Reproduction
     }
 
     /// <summary>What a trained model reaches and what its heads are.</summary>
-    private sealed record Learned(double Error, double Short, double Long, HeadCircuit[] Heads, HeadCircuit[] Second, double[] Preconditioner, WatchedPoint[] Course)
+    private sealed record Learned(double Error, double Short, double Long, HeadCircuit[] Heads, HeadCircuit[] Second, double[] Preconditioner, ValidationPoint[] Course)
     {
         [System.Text.Json.Serialization.JsonIgnore]
         public CircuitMeasures Measures => new(Heads);

@@ -1,3 +1,5 @@
+using System.Text.Json.Serialization;
+
 namespace Heed.Lab.Training;
 
 /// <summary>One optimizer step.</summary>
@@ -10,12 +12,12 @@ public sealed record TrainingPoint(long Step, double Loss, double LearningRate, 
 /// <summary>One validation.</summary>
 /// <param name="Step">Number of steps done before it.</param>
 /// <param name="Value">What was measured, for example bits per byte.</param>
-public sealed record ValidationPoint(long Step, double Value);
-
-/// <summary>What a recipe keeps of its model beside the validation.</summary>
-/// <param name="Step">Number of steps done before it.</param>
-/// <param name="Values">Numbers, by name.</param>
-public sealed record WatchedPoint(long Step, Dictionary<string, double> Values);
+public sealed record ValidationPoint(long Step, double Value)
+{
+    /// <summary>What else was noted, by name; null: nothing.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public IReadOnlyDictionary<string, double>? Observed { get; init; }
+}
 
 /// <summary>What happened in a run so far, over all its interruptions.</summary>
 public sealed class TrainingHistory
@@ -25,9 +27,6 @@ public sealed class TrainingHistory
 
     /// <summary>Every validation.</summary>
     public List<ValidationPoint> Validations { get; init; } = [];
-
-    /// <summary>What was watched beside them, where the loop watches anything: once before the first step, then at every validation.</summary>
-    public List<WatchedPoint> Watched { get; init; } = [];
 
     /// <summary>Items (tokens, images ...) trained on.</summary>
     public long Items { get; set; }

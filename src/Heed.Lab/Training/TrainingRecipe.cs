@@ -1,4 +1,5 @@
 using Heed.Lab.Brains;
+using Heed.Lab.Backcopy;
 using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
@@ -69,6 +70,8 @@ public abstract class TrainingRecipe
         new TextRecipe(),
         new RegressionRecipe(),
         new BrainRecipe(),
+        new BackcopyRecipe(),
+        new Scenes.CaptionRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

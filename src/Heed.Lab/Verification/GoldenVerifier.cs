@@ -116,6 +116,9 @@ public static class GoldenVerifier
         new MultiTaskDataOperation(),
         new BrainEncoderOperation(),
         new LayerEnsembleOperation(),
+        new BigramBackcopySequence(),
+        new BigramBackcopyTransformerOperation(),
+        new ReducedSinkDynamicsOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -30,7 +30,10 @@ public static class PaperCatalogue
             "Accuracy of Llama-30B rises by up to 7.30 % without training."),
         new("brain-encoders", "Transformer brain encoders explain human high-level visual responses", "2505.17329", 2025, Room.Heads,
             "One learned query per brain area picks, per image, the patches that predict its responses.",
-            $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure})."),
+            $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure}).")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/BrainEncoders/BrainEncoder.cs",
+        },
         new("class-semantics-attention", "Class Semantics-based Attention for Action Detection", "2109.02613", 2021, Room.Heads,
             "Gates an encoder's channels and time steps by what a classifier saw, not by the features themselves.",
             "Mean average precision on THUMOS-14 rises by about 6.2 points over BMN, to 47.5."),
@@ -100,7 +103,10 @@ public static class PaperCatalogue
         new("in-context-linear-regression",
             "In-Context Linear Regression Demystified: Training Dynamics and Mechanistic Interpretability of Multi-Head Softmax Attention", "2503.12734", 2025, Room.Lab,
             "Shows what one softmax layer learns from linear regression in context: heads of opposite sign that descend a gradient.",
-            "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048."),
+            "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048.")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/Regression/IclAttention.cs",
+        },
         new("mambaout", "MambaOut: Do We Really Need Mamba for Vision?", "2405.07992", 2024, Room.Mixers,
             "The Mamba block without its state-space model: a gated depth-wise convolution.",
             "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T).")

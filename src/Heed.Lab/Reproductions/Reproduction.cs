@@ -28,6 +28,8 @@ public abstract class Reproduction
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
         new ActiveDormantReproduction(),
+        new InContextRegressionReproduction(),
+        new BrainEncoderReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -123,6 +123,7 @@ public static class GoldenVerifier
         new BigramBackcopySequence(),
         new BigramBackcopyTransformerOperation(),
         new ReducedSinkDynamicsOperation(),
+        new OnnxAttentionMaps(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

@@ -16,7 +16,6 @@ public static class PaperCatalogue
             "Explains attention sinks, drained values and residual peaks with small transformers on a bigram-and-copy language.",
             "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention.")
         {
-            State = PaperState.Verified, Location = "src/Heed/Probes/ExtremeTokenProbe.cs",
             State = PaperState.Verified, Location = "src/Heed.Models/Texts/BigramBackcopyTransformer.cs",
         },
         new("agent-attention", "Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874", 2023, Room.Mixers,

@@ -162,7 +162,10 @@ public static class PaperCatalogue
             $"Best training-free results on image and video referral segmentation ({NoFigure})."),
         new("secondary-sinks", "On the Existence and Behaviour of Secondary Attention Sinks", "2512.22213", 2025, Room.Probes,
             "Finds tokens that become sinks in the middle layers, and the layers where they live.",
-            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
+            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Probes/SinkDetector.cs",
+        },
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
             "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")

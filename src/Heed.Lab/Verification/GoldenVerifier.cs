@@ -110,6 +110,10 @@ public static class GoldenVerifier
         new DilatedReparamOperation(),
         new FocusBlockOperation(),
         new OverLoCKOperation(),
+        new DetectSinks(),
+        new SteerSinkNorm(),
+        new SinkProbeOperation(),
+        new HeadIntervention(),
         new IclSoftmaxAttentionOperation(),
         new IclPredictorsOperation(),
         new LinearRegressionDataOperation(),
@@ -119,6 +123,7 @@ public static class GoldenVerifier
         new BigramBackcopySequence(),
         new BigramBackcopyTransformerOperation(),
         new ReducedSinkDynamicsOperation(),
+        new OnnxAttentionMaps(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

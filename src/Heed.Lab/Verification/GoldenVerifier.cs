@@ -113,6 +113,11 @@ public static class GoldenVerifier
         new BigramBackcopySequence(),
         new BigramBackcopyTransformerOperation(),
         new ReducedSinkDynamicsOperation(),
+        new CalibrateOperation(),
+        new VisualAttentionRedistributionOperation(),
+        new SelectVisualTokensOperation(),
+        new InformedTokenAttentionOperation(),
+        new VisualGuidanceOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

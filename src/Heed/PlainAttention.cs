@@ -84,6 +84,13 @@ internal static class PlainAttention
         return rows is null || map.shape[2] == 1 ? map : map.index_select(2, tensor(rows.ToArray(), device: map.device));
     }
 
+    /// <summary>The scores of chosen heads and rows, <c>[B, heads, rows, Nk]</c>, minus infinity where there is no pair.</summary>
+    public static Tensor ScoresOf(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
+    {
+        using var scope = NewDisposeScope();
+        return Scores(query, key, options, heads, rows).Scores.MoveToOuterDisposeScope();
+    }
+
     /// <summary>The pairs that exist by the options' causality, window, masks and lengths, boolean, broadcastable to <c>[B, H, Nq, Nk]</c>.</summary>
     public static Tensor Allowed(Tensor query, Tensor key, AttentionOptions options)
     {
@@ -215,7 +222,7 @@ internal static class PlainAttention
         var some = RowsWithPairs(map).squeeze(-1);
         var logSumExp = LogSumExp(map, options);
         Tensor Keep(Tensor statistic, ScalarType type = ScalarType.Float32) => statistic.to(type).alias().MoveToOuterDisposeScope();
-        Tensor? entropy = null, maximum = null, maximumKey = null, distance = null, setMass = null, topWeights = null, topKeys = null, received = null;
+        Tensor? entropy = null, maximum = null, maximumKey = null, distance = null, setMass = null, topWeights = null, topKeys = null, received = null, keyEntropy = null;
         if (request.Entropy)
         {
             var sum = xlogy(weights, weights).sum(-1).neg();
@@ -258,9 +265,15 @@ internal static class PlainAttention
             topKeys = Keep(nn.functional.pad(places, [0, request.TopCount - count], value: -1), ScalarType.Int32);
         }
 
-        if (request.MassPerKey)
+        if (request.MassPerKey || request.KeyEntropy)
         {
-            received = Keep(weights.sum(-2));
+            var mass = weights.sum(-2);
+            received = Keep(mass);
+            if (request.KeyEntropy)
+            {
+                var shares = weights / mass.masked_fill(mass.eq(s_zero), s_one).unsqueeze(-2);
+                keyEntropy = Keep(xlogy(shares, shares).sum(-2).neg());
+            }
         }
 
         return new()
@@ -274,6 +287,7 @@ internal static class PlainAttention
             TopWeights = topWeights,
             TopKeys = topKeys,
             MassPerKey = received,
+            KeyEntropy = keyEntropy,
         };
     }
 

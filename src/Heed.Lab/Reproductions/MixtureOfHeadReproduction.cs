@@ -103,7 +103,7 @@ internal sealed class MixtureOfHeadReproduction : Reproduction
         using var model = new VisionTransformer(
             new() { ImageSize = 28, PatchSize = 4, Channels = 1, Classes = 10, Width = Width, Depth = Depth, FeedForwardRatio = 2 }, Mixer);
         Parameters.InitializeByFan(model);
-        var result = ImageTraining.Train(model, train, test, new() { Steps = run.IsQuick ? 6 : 200, Seed = seed, ValidateEvery = 1000 }, null, run.Cancellation);
+        var result = ImageTraining.Train(model, train, test, new() { Steps = run.IsQuick ? 6 : 500, Seed = seed, ValidateEvery = 1000 }, null, run.Cancellation);
         using var recorder = MapRecorder.Install(model);
         using var quiet = no_grad();
         using var scope = NewDisposeScope();

@@ -3,7 +3,7 @@ using TorchSharp;
 namespace Heed.Probes;
 
 /// <summary>Statistics of all heads at chosen or all sites, computed without the map: entropy, largest weight and its key, mean distance,
-/// mass on a key set, largest weights of every row, mass received per key.</summary>
+/// mass on a key set, largest weights of every row, mass received per key and its entropy.</summary>
 /// <example>
 /// <code>
 /// using var probe = AttentionStatisticsProbe.OfEverything(topCount: 8);
@@ -55,7 +55,7 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
     {
         var first = torch.ones(1, dtype: torch.@bool).DetachFromDisposeScope();
         return new(
-            new() { Entropy = true, Maximum = true, MeanDistance = true, KeySet = first, TopCount = topCount, MassPerKey = true }, at, first);
+            new() { Entropy = true, Maximum = true, MeanDistance = true, KeySet = first, TopCount = topCount, MassPerKey = true, KeyEntropy = true }, at, first);
     }
 
     /// <inheritdoc/>
@@ -89,6 +89,7 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
             TopWeights = _request.TopCount == 0 ? null : Keep(statistics.TopWeights),
             TopKeys = _request.TopCount == 0 ? null : Keep(statistics.TopKeys),
             MassPerKey = _request.MassPerKey ? Keep(statistics.MassPerKey) : null,
+            KeyEntropy = _request.KeyEntropy ? Keep(statistics.KeyEntropy) : null,
         };
     }
 
@@ -124,5 +125,6 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
         statistics.TopWeights?.Dispose();
         statistics.TopKeys?.Dispose();
         statistics.MassPerKey?.Dispose();
+        statistics.KeyEntropy?.Dispose();
     }
 }

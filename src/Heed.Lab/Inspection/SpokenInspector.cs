@@ -37,6 +37,7 @@ public static class SpokenInspector
 
         using var scope = NewDisposeScope();
         using var quiet = no_grad();
+        var text = pretrained.Configuration.Text;
         var clock = Stopwatch.StartNew();
         using var look = new AttentionMapProbe(new AttentionMapRequest(Rows: [0]));
         EmbeddedPrompt read;
@@ -59,7 +60,6 @@ public static class SpokenInspector
         }
 
         var (dimensions, threshold, sinks) = Sinks(model, given, image);
-        var text = pretrained.Configuration.Text;
         return new(
             name, model.parameters().Sum(parameter => parameter.numel()), picture, pretrained.Configuration.Vision.ImageSize, prompt, pretrained.Configuration.Vision.Grid, text.Layers, text.Heads, runs, dimensions, threshold,
             sinks, classAttention, clock.Elapsed.TotalSeconds);
@@ -106,7 +106,7 @@ public static class SpokenInspector
     private static SpokenWord WordOf(string text, AttentionMapProbe probe, TokenSpan image)
     {
         using var scope = NewDisposeScope();
-        var rows = cat([.. probe.Sites.OrderBy(site => site.Layer).Select(site => probe[site].to(float32)[0, TorchSharp.TensorIndex.Colon, 0].narrow(1, image.Start, image.Length))], 0).cpu().contiguous();
+        var rows = cat([.. probe.Sites.OrderBy(site => site.Layer).Select(site => probe[site].to(float32)[0, TensorIndex.Colon, 0].narrow(1, image.Start, image.Length))], 0).cpu().contiguous();
         return new(text.Replace("\u2581", "", StringComparison.Ordinal), rows.sum([1L]).data<float>().ToArray(), rows.data<float>().ToArray());
     }
 

@@ -27,6 +27,7 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new CrossAttentionSaliencyReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -1,6 +1,7 @@
 using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Speech;
 using Heed.Lab.Texts;
 using Heed.Lab.Videos;
 
@@ -65,6 +66,7 @@ public abstract class TrainingRecipe
         new VideoRecipe(),
         new FashionRecipe(),
         new TextRecipe(),
+        new SpeechRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

@@ -27,6 +27,7 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new SecondarySinksReproduction(),
     ];
 
     /// <summary>The paper.</summary>

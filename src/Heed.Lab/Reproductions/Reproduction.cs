@@ -31,6 +31,7 @@ public abstract class Reproduction
         new InContextRegressionReproduction(),
         new BrainEncoderReproduction(),
         new CrossAttentionSaliencyReproduction(),
+        new SecondarySinksReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -27,6 +27,9 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new ActiveDormantReproduction(),
+        new InContextRegressionReproduction(),
+        new BrainEncoderReproduction(),
     ];
 
     /// <summary>The paper.</summary>

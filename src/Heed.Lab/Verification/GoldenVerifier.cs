@@ -115,6 +115,20 @@ public static class GoldenVerifier
         new SelectVisualTokensOperation(),
         new InformedTokenAttentionOperation(),
         new VisualGuidanceOperation(),
+        new DetectSinks(),
+        new SteerSinkNorm(),
+        new SinkProbeOperation(),
+        new HeadIntervention(),
+        new IclSoftmaxAttentionOperation(),
+        new IclPredictorsOperation(),
+        new LinearRegressionDataOperation(),
+        new MultiTaskDataOperation(),
+        new BrainEncoderOperation(),
+        new LayerEnsembleOperation(),
+        new BigramBackcopySequence(),
+        new BigramBackcopyTransformerOperation(),
+        new ReducedSinkDynamicsOperation(),
+        new OnnxAttentionMaps(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

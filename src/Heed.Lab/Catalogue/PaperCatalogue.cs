@@ -44,7 +44,10 @@ public static class PaperCatalogue
             $"The first to edit at all steps and in all attention layers without choosing them by hand, at state-of-the-art quality ({NoFigure})."),
         new("cross-attention-saliency", "Cross-Attention is Half Explanation in Speech-to-Text Models", "2509.18010", 2025, Room.Probes,
             "Compares cross-attention maps with perturbation saliency in speech-to-text models.",
-            "Cross-attention captures about 50 % of the relevance of the input, and 52 to 75 % of that of the encoder's output at best."),
+            "Cross-attention captures about 50 % of the relevance of the input, and 52 to 75 % of that of the encoder's output at best.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Explanations/SpesExplainer.cs",
+        },
         new("ditctrl", "DiTCtrl: Exploring Attention Control in Multi-Modal Diffusion Transformer for Tuning-Free Multi-Prompt Longer Video Generation", "2412.18597", 2024, Room.Edits,
             "Makes one long video of several prompts by sharing keys and values, under masks, between neighbouring clips.",
             "Prompts change more smoothly than with the compared methods: CSCV 84.90 % against 84.37 % for FreeNoise, 78.74 % on the same model."),

@@ -28,6 +28,7 @@ public abstract class Reproduction
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
         new ActiveDormantReproduction(),
+        new AttentionCalibrationReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -32,6 +32,7 @@ public abstract class Reproduction
         new BrainEncoderReproduction(),
         new CrossAttentionSaliencyReproduction(),
         new SecondarySinksReproduction(),
+        new AttentionCalibrationReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -198,7 +198,7 @@ internal sealed class AttentionFinder
 
             var key = roles[axis];
             var (query, keys) = key == AxisRole.Right ? (product.Inputs[0], product.Inputs[1]) : (product.Inputs[1], product.Inputs[0]);
-            if (!Fact(keys).IsActivation || Values(node.Outputs[0], roles, key) is not { } meeting)
+            if (!AreQueriesAndKeys(product, query, keys) || Values(node.Outputs[0], roles, key, Fact(keys).IsActivation) is not { } meeting)
             {
                 continue;
             }
@@ -217,6 +217,22 @@ internal sealed class AttentionFinder
         }
 
         return null;
+    }
+
+    /// <summary>
+    /// Keys come from the input. Queries may be learned, and then are no weights of a linear layer, which stand on the right of a product or have two axes. Where both are learned (a first layer over learned
+    /// queries), it is attention as well.
+    /// </summary>
+    private bool AreQueriesAndKeys(OnnxNode product, string query, string keys)
+    {
+        if (Fact(query).IsActivation || !Fact(keys).IsActivation)
+        {
+            return Fact(query).IsActivation == Fact(keys).IsActivation;
+        }
+
+        return product.Operation is "Einsum"
+            ? EinsumEquation.Parse(product) is { } equation && equation.Left.Intersect(equation.Right).Intersect(equation.Output).Any()
+            : product.Inputs[0] == query || Fact(query).Rank > 2;
     }
 
     private OnnxAttention Fused(OnnxNode node, int layer)
@@ -279,7 +295,8 @@ internal sealed class AttentionFinder
             yield break;
         }
 
-        foreach (var input in ScoreSteps.Contains(node.Operation) ? node.Inputs.Where(input => Fact(input).IsActivation) : [])
+        var learned = !node.Inputs.Any(input => Fact(input).IsActivation);
+        foreach (var input in ScoreSteps.Contains(node.Operation) ? node.Inputs.Where(input => learned || Fact(input).IsActivation) : [])
         {
             foreach (var found in ProductsBefore(input, further, seen))
             {
@@ -330,7 +347,7 @@ internal sealed class AttentionFinder
         node.Integers("axes") ?? (node.Input(1) is { } given && Fact(given).Integers is { } axes && axes.All(axis => axis is not null) ? [.. axes.Select(axis => axis!.Value)] : null);
 
     /// <summary>Where weights meet values: follows them from the softmax to a product that sums over the keys and whose other operand comes from the input.</summary>
-    private (string Weights, AxisRole[] Roles, OnnxNode Product)? Values(string softmax, AxisRole[] roles, AxisRole key)
+    private (string Weights, AxisRole[] Roles, OnnxNode Product)? Values(string softmax, AxisRole[] roles, AxisRole key, bool fromInput)
     {
         var waiting = new Queue<(string At, AxisRole[] Roles, string Weights, AxisRole[] WeightRoles)>([(softmax, roles, softmax, roles)]);
         var seen = new HashSet<string>(StringComparer.Ordinal) { softmax };
@@ -338,7 +355,7 @@ internal sealed class AttentionFinder
         {
             foreach (var node in _consumers.GetValueOrDefault(here.At, []))
             {
-                if (MeetsValues(node, here.At, here.Roles, key))
+                if (MeetsValues(node, here.At, here.Roles, key, fromInput))
                 {
                     return (here.Weights, here.WeightRoles, node);
                 }
@@ -354,10 +371,10 @@ internal sealed class AttentionFinder
         return null;
     }
 
-    private bool MeetsValues(OnnxNode node, string weights, AxisRole[] roles, AxisRole key)
+    private bool MeetsValues(OnnxNode node, string weights, AxisRole[] roles, AxisRole key, bool fromInput)
     {
         var index = node.Inputs.IndexOf(weights);
-        if (index is not (0 or 1) || node.Inputs.Count < 2 || !Fact(node.Inputs[1 - index]).IsActivation || node.Inputs[0] == node.Inputs[1])
+        if (index is not (0 or 1) || node.Inputs.Count < 2 || (fromInput && !Fact(node.Inputs[1 - index]).IsActivation) || node.Inputs[0] == node.Inputs[1])
         {
             return false;
         }
@@ -409,12 +426,13 @@ internal sealed class AttentionFinder
         {
             // Heads in groups lie along two axes; some graphs keep heads before the batch.
             headAxes = Size(batch[^1]) * Size(batch[^2]) == count && batch.Length > 2 ? batch[^2..]
+                : queries.Length > 1 && Size(batch[^1]) * Size(queries[0]) == count ? [batch[^1], queries[0]]
                 : batch.FirstOrDefault(axis => Size(axis) == count, -1) is >= 0 and var other ? [other]
                 : headAxes;
         }
 
         var type = Fact(meeting.Weights).Type;
-        return new(node.Outputs[0], meeting.Weights, type == OnnxElementType.Unknown ? OnnxElementType.Float32 : type, [.. batch.Except(headAxes)], headAxes, queries, Array.IndexOf(roles, key), merged, false);
+        return new(node.Outputs[0], meeting.Weights, type == OnnxElementType.Unknown ? OnnxElementType.Float32 : type, [.. batch.Except(headAxes)], headAxes, [.. queries.Except(headAxes)], Array.IndexOf(roles, key), merged, false);
     }
 
     /// <summary>How many times wider a reshape makes the last axis on the way from the attention's output (heads are put beside each other again), or makes it narrower on the way to its queries.</summary>

@@ -21,7 +21,7 @@ internal sealed class OnnxAttentionMaps : GoldenOperation
 
         using var model = OnnxModel.Load(Path.Combine(Path.GetDirectoryName(Path.GetFullPath(run.Case.Path))!, file));
         var inputs = run.Case.Names.Where(name => name.StartsWith(InputPrefix, StringComparison.Ordinal)).Select(name => name[InputPrefix.Length..]).ToDictionary(name => name, name => ToOnnx(run.Case.Read(InputPrefix + name)));
-        var result = model.Run(inputs);
+        var result = model.Run(inputs, new() { Layers = model.Attentions.Select(attention => attention.Layer).ToHashSet() });
         foreach (var map in result.Maps)
         {
             run.Output($"map.{map.Attention.Layer}", tensor(map.Values, [map.Batch, map.Heads, map.Queries, map.Keys]));

@@ -3,6 +3,7 @@ using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
 using Heed.Models;
+using Heed.Models.VisionLanguage;
 using Spectre.Console;
 using TorchSharp;
 
@@ -29,12 +30,14 @@ internal static class InspectCommand
             DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
         }.Between(0.1, 1000);
         var image = new Option<string?>("--image") { Description = "Look at a picture with a vision model: a file, or the number of a picture of Fashion-MNIST's test split.", HelpName = "FILE|N" };
+        var prompt = new Option<string?>("--prompt") { Description = $"With --image and a vision-language model: what to say to it. Default: {PictureModel.DefaultPrompt}", HelpName = "TEXT" };
+        var edit = CommandExtensions.EditOption();
         var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
         var data = new Option<string?>("--data") { Description = "Folder of Fashion-MNIST; the default is where its Debian package puts it.", HelpName = "FOLDER" };
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, weights, data, output, tokens, budget, attention, threads, json };
+        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, prompt, edit, weights, data, output, tokens, budget, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
             var options = new InspectionOptions
@@ -47,6 +50,27 @@ internal static class InspectCommand
             }
 
             var name = result.GetRequiredValue(model);
+            if (result.GetValue(image) is { } shown && PretrainedVisionLanguageModel.IsIn(name))
+            {
+                if (new Option[] { text, budget, attention, weights, data }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unused)
+                {
+                    throw new ArgumentException($"{unused.Name} is not for vision-language models: leave it out.");
+                }
+
+                return PictureModel.Inspect(
+                    name, shown, result.GetValue(prompt), options.Tokens ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], result.GetRequiredValue(output), result.GetValue(json), terminal, cancellation);
+            }
+
+            if (result.GetValue(prompt) is not null)
+            {
+                throw new ArgumentException("--prompt is for vision-language models: name the folder of one with --model, and a picture with --image.");
+            }
+
+            if (result.GetValue(edit) is { Length: > 0 })
+            {
+                throw new ArgumentException("--edit is for vision-language models here: name the folder of one with --model, and a picture with --image.");
+            }
+
             if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
             {
                 if (new Option[] { text, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)

@@ -35,6 +35,9 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         new("stream", "stream:at=output,layers=2/3,scale=1,positions=-1", "scales hidden states (at = input, attention, mlp or output of a block) at some layers and positions, all where none is named", null, Stream),
         new("var", "var:rho=0.5,image=0.2,keep=0.6,from=2,to=LAYERS,dims=BOS,threshold=BY WIDTH", "takes attention off sink tokens and gives it to the rest of the picture, where a head looks at the picture", "visual-attention-sink", PictureEdits.Redistribution),
         new("informed", "informed:alpha=0.7,beta=0.4,local=0.25,spatial=0,tokens=informed,from=2,to=32", "raises the scores of the patches that the encoder finds informative; tokens=all: of all patches by alpha", "imbalanced-attention", PictureEdits.Informed),
+        new("move", "move:heads=*.*,sink=0", "makes heads, written layer.head with / between them, put all their attention on one token", "active-dormant-heads", SinkEdits.MovedHeads),
+        new("dormant", "dormant:do=move,row=0.5,column=0.9", "moves the attention of heads that are dormant on the text to the first token (do=zero: removes them)", "active-dormant-heads", SinkEdits.DormantHeadsFound),
+        new("norm", "norm:layer=LAYER,to=100,cosine=0.98", "sets the norm of a layer's feed-forward outputs that point along the first token's", "secondary-sinks", SinkEdits.SteeredNorm),
     ];
 
     /// <summary>Reads an edit.</summary>

@@ -1,7 +1,6 @@
 using Heed.Lab.Backcopy;
 using Heed.Lab.Training;
 using Heed.Models.Checkpoints;
-using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 

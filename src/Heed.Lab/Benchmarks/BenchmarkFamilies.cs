@@ -23,6 +23,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("decoding", "One query over a long cache beside libtorch, in three element types", DecodingBenchmarks.Run),
         new("gna", "Neighborhood attention on the paper's problems scaled down, beside dense Heed and the tile simulator's bound", NeighborhoodBenchmarks.Run),
         new("freeswim", "A step of FreeSwim with the full branch's cross-attention remembered, beside one without", FreeSwimBenchmarks.Run),
+        new("edits", "Edits of attention weights in generation and in reading, beside the same model without them", EditBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
         new("hip", "HiP: selection and attention over lengths, and decoding over a long cache, beside dense attention", HipBenchmarks.Run),
         new("superlinear", "Superlinear attention: search and the whole over lengths, and a decoding step over up to a million keys", SuperlinearBenchmarks.Run),

@@ -94,6 +94,12 @@ public sealed record InspectionResult
     /// <summary>Bits per byte of the same text by the model's own attention, where another one stands in its place.</summary>
     public double? BitsPerByteWithout { get; init; }
 
+    /// <summary>The edits of the model, as they were asked for; empty: none.</summary>
+    public IReadOnlyList<string> Edits { get; init; } = [];
+
+    /// <summary>The same text read by the model without its edits; null where there are none.</summary>
+    public InspectionResult? Before { get; init; }
+
     /// <summary>Tokens whose residual stream is that of a sink; null where the model has one layer.</summary>
     public InspectedSinks? Sinks { get; init; }
 

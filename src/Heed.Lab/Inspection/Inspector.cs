@@ -38,6 +38,11 @@ public static class Inspector
         ArgumentNullException.ThrowIfNull(pretrained);
         ArgumentNullException.ThrowIfNull(text);
         options ??= new();
+        if (options.Edits.Count > 0)
+        {
+            return RunEdited(pretrained, name, text, source, options, progress, cancellation);
+        }
+
         var swap = options.Attention is { } attention ? AttentionSwap.Parse(attention) : null;
         var tokenizer = pretrained.Tokenizer ?? throw new ArgumentException($"The model {name} has no tokenizer.json, so text cannot be given to it.");
         var model = pretrained.Model;
@@ -126,6 +131,22 @@ public static class Inspector
             Seconds = watch.Elapsed.TotalSeconds,
         };
     }
+
+    private static InspectionResult RunEdited(
+        PretrainedModel pretrained, string name, string text, string source, InspectionOptions options, IProgress<InspectionProgress>? progress, CancellationToken cancellation)
+    {
+        var edits = options.Edits.Select(ModelEdit.Parse).ToArray();
+        var unedited = options with { Edits = [] };
+        var shape = pretrained.Configuration;
+        var target = new EditTarget(pretrained.Model.Hooks, shape.Layers, shape.Heads) { Materialize = true };
+        // What the model lacks is told before a minute of work.
+        ModelEdit.Apply(edits, target).Dispose();
+        var before = Run(pretrained, name, text, source, unedited, Half(progress, second: false), cancellation);
+        using var applied = ModelEdit.Apply(edits, target);
+        return Run(pretrained, name, text, source, unedited, Half(progress, second: true), cancellation) with { Edits = options.Edits, Before = before };
+    }
+
+    private static Halved? Half(IProgress<InspectionProgress>? progress, bool second) => progress is null ? null : new Halved(progress, second);
 
     private static InspectedSinks? Sinks(ResidualProbe residuals, List<InspectedHead> heads, int headsPerLayer)
     {
@@ -278,6 +299,12 @@ public static class Inspector
         var end = tokens.Max(token => token.Start + token.Length);
         // A first token that shares its only character with the rest leaves nothing of its own to count from.
         return Encoding.UTF8.GetByteCount(text.AsSpan(end > start ? start..end : tokens[0].Start..end));
+    }
+
+    /// <summary>One of two readings of a text.</summary>
+    private sealed class Halved(IProgress<InspectionProgress> whole, bool second) : IProgress<InspectionProgress>
+    {
+        public void Report(InspectionProgress value) => whole.Report(new(value.Done + (second ? value.Total : 0), 2 * value.Total));
     }
 
     /// <summary>Tells when a layer's attention is over.</summary>

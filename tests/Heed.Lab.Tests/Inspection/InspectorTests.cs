@@ -10,6 +10,27 @@ public class InspectorTests
 {
     private const string Text = "And God said, Let there be light: and there was light.";
 
+    [Fact]
+    public void An_edited_model_is_shown_beside_itself()
+    {
+        using var pretrained = TinyModel.Create();
+        var plain = Inspect(pretrained, Text, "a verse");
+        var options = new InspectionOptions { Edits = ["heads:scale=*.*,by=0.5", "act:layers=0-1,threshold=0.05"] };
+        var edited = Inspector.Run(pretrained, "tiny", Text, "a verse", options);
+        Assert.Equal(options.Edits, edited.Edits);
+        Assert.Equal(plain.BitsPerByte, edited.Before!.BitsPerByte, 1e-6);
+        Assert.NotEqual(plain.BitsPerByte, edited.BitsPerByte, 1e-4);
+        Assert.NotEqual(plain.Heads[0].Map!.Cells, edited.Heads[0].Map!.Cells);
+        Assert.Equal(plain.Heads[0].Map!.Cells, edited.Before.Heads[0].Map!.Cells);
+        Assert.Empty(pretrained.Model.Hooks.Installed);
+        using var page = new MemoryStream();
+        InspectionReport.Write(edited, page);
+        var html = System.Text.Encoding.UTF8.GetString(page.ToArray());
+        Assert.Contains("id=\"b0\"", html, StringComparison.Ordinal);
+        Assert.Contains("act:layers=0-1,threshold=0.05", html, StringComparison.Ordinal);
+        Assert.Throws<ArgumentException>(() => Inspector.Run(pretrained, "tiny", Text, "a verse", new() { Edits = ["ablate:mlp=99"] }));
+    }
+
     [Theory]
     [InlineData(null)]
     [InlineData(12)]

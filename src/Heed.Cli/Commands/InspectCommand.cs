@@ -183,7 +183,7 @@ internal static class InspectCommand
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself{(inspection.Attention is null ? "" : "; pairs computed, of those that the layer has")}");
         if (inspection.Heads.Any(head => head.IsDormant))
         {
-            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"dormant (grey): row entropy below {DormantHeads.RowThreshold} and a column's entropy above {DormantHeads.ColumnThreshold} of the most they could be");
+            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"dormant (grey): {InspectedHead.DormantMeaning}");
         }
 
         PrintNorms(console, inspection);
@@ -293,7 +293,7 @@ internal static class InspectCommand
             head.SinkLogitGap,
             head.AttentionSinks,
         }),
-        Dormancy = new { RowThreshold = DormantHeads.RowThreshold, ColumnThreshold = DormantHeads.ColumnThreshold },
+        Dormancy = new { DormantHeads.RowThreshold, DormantHeads.ColumnThreshold, LeastScore = SinkMask.AttentionThreshold, Meaning = InspectedHead.DormantMeaning },
         Sinks = inspection.Sinks is not { } sinks ? null : new
         {
             sinks.Primary,

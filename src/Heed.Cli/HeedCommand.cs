@@ -17,6 +17,7 @@ internal static partial class HeedCommand
         {
             InspectCommand.Create(),
             GenerateCommand.Create(),
+            TranscribeCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
             ReproduceCommand.Create(),
@@ -24,6 +25,7 @@ internal static partial class HeedCommand
             CompareCommand.Create(),
             DrawCommand.Create(),
             RankCommand.Create(),
+            SearchCommand.Create(),
             AttentionCommand.Create(),
             PapersCommand.Create(),
         };

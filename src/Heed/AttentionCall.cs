@@ -51,8 +51,20 @@ public sealed class AttentionCall
     /// <exception cref="ArgumentException">There is no such head or row.</exception>
     public torch.Tensor Weights(IReadOnlyList<int>? heads, IReadOnlyList<long>? rows = null)
     {
-        Check(heads, rows);
+        CheckChoice("weights", heads, rows);
         return Map is null ? PlainAttention.Weights(Query, Key, Options, heads, rows) : PlainAttention.Choose(Map, heads, rows).alias();
+    }
+
+    /// <summary>The scores of chosen heads and query rows before the normaliser, as inputs and options make them (what hooks at the stage <see cref="AttentionStages.Scores"/> change is not seen), computed on demand in
+    /// O(heads * rows * Nk).</summary>
+    /// <param name="heads">Query heads; null: all.</param>
+    /// <param name="rows">Query rows; null: all.</param>
+    /// <returns><c>[B, heads, rows, Nk]</c>, minus infinity where there is no pair.</returns>
+    /// <exception cref="ArgumentException">There is no such head or row.</exception>
+    public torch.Tensor Scores(IReadOnlyList<int>? heads, IReadOnlyList<long>? rows = null)
+    {
+        CheckChoice("scores", heads, rows);
+        return PlainAttention.ScoresOf(Query, Key, Options, heads, rows);
     }
 
     /// <summary>The weights of chosen keys, in O(heads * rows * keys) where the rows' log-sum-exps are known (at the stage <see cref="AttentionStages.Output"/>, for hooks that asked for statistics), and otherwise as
@@ -65,7 +77,7 @@ public sealed class AttentionCall
     public torch.Tensor ColumnWeights(IReadOnlyList<long> keys, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
     {
         ArgumentNullException.ThrowIfNull(keys);
-        Check(heads, rows);
+        CheckChoice("weights", heads, rows);
         Check(keys);
         using var scope = torch.NewDisposeScope();
         var columns = torch.tensor(keys.ToArray(), device: Query.device);
@@ -90,7 +102,7 @@ public sealed class AttentionCall
     public torch.Tensor ColumnScores(IReadOnlyList<long> keys, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
     {
         ArgumentNullException.ThrowIfNull(keys);
-        Check(heads, rows);
+        CheckChoice("scores", heads, rows);
         Check(keys);
         using var columns = torch.tensor(keys.ToArray(), device: Query.device);
         return PlainAttention.ColumnScores(Query, Key, Options, columns, heads, rows);
@@ -107,15 +119,13 @@ public sealed class AttentionCall
         }
     }
 
-    private void Check(IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
+    private void CheckChoice(string what, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
     {
         foreach (var head in heads ?? [])
         {
             if (head < 0 || head >= Query.size(1))
             {
-                throw new ArgumentException(
-                    $"The call at the site '{Site}' has heads 0 to {Query.size(1) - 1}; the weights of head {head} were asked "
-                    + "for.", nameof(heads));
+                throw new ArgumentException($"The call at the site '{Site}' has heads 0 to {Query.size(1) - 1}; the {what} of head {head} were asked for.", nameof(heads));
             }
         }
 
@@ -123,9 +133,7 @@ public sealed class AttentionCall
         {
             if (row < 0 || row >= Query.size(2))
             {
-                throw new ArgumentException(
-                    $"The call at the site '{Site}' has query rows 0 to {Query.size(2) - 1}; the weights of row {row} were asked "
-                    + "for.", nameof(rows));
+                throw new ArgumentException($"The call at the site '{Site}' has query rows 0 to {Query.size(2) - 1}; the {what} of row {row} were asked for.", nameof(rows));
             }
         }
     }

@@ -100,6 +100,13 @@ internal static class PlainAttention
         return rows is null || map.shape[2] == 1 ? map : map.index_select(2, tensor(rows.ToArray(), device: map.device));
     }
 
+    /// <summary>The scores of chosen heads and rows, <c>[B, heads, rows, Nk]</c>, minus infinity where there is no pair.</summary>
+    public static Tensor ScoresOf(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
+    {
+        using var scope = NewDisposeScope();
+        return Scores(query, key, options, heads, rows).Scores.MoveToOuterDisposeScope();
+    }
+
     /// <summary>The pairs that exist by the options' causality, window, masks and lengths, boolean, broadcastable to <c>[B, H, Nq, Nk]</c>.</summary>
     public static Tensor Allowed(Tensor query, Tensor key, AttentionOptions options)
     {

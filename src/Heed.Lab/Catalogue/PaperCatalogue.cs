@@ -32,7 +32,10 @@ public static class PaperCatalogue
         },
         new("brain-encoders", "Transformer brain encoders explain human high-level visual responses", "2505.17329", 2025, Room.Heads,
             "One learned query per brain area picks, per image, the patches that predict its responses.",
-            $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure})."),
+            $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure}).")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/BrainEncoders/BrainEncoder.cs",
+        },
         new("class-semantics-attention", "Class Semantics-based Attention for Action Detection", "2109.02613", 2021, Room.Heads,
             "Gates an encoder's channels and time steps by what a classifier saw, not by the features themselves.",
             "Mean average precision on THUMOS-14 rises by about 6.2 points over BMN, to 47.5."),
@@ -41,7 +44,10 @@ public static class PaperCatalogue
             $"The first to edit at all steps and in all attention layers without choosing them by hand, at state-of-the-art quality ({NoFigure})."),
         new("cross-attention-saliency", "Cross-Attention is Half Explanation in Speech-to-Text Models", "2509.18010", 2025, Room.Probes,
             "Compares cross-attention maps with perturbation saliency in speech-to-text models.",
-            "Cross-attention captures about 50 % of the relevance of the input, and 52 to 75 % of that of the encoder's output at best."),
+            "Cross-attention captures about 50 % of the relevance of the input, and 52 to 75 % of that of the encoder's output at best.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Explanations/SpesExplainer.cs",
+        },
         new("ditctrl", "DiTCtrl: Exploring Attention Control in Multi-Modal Diffusion Transformer for Tuning-Free Multi-Prompt Longer Video Generation", "2412.18597", 2024, Room.Edits,
             "Makes one long video of several prompts by sharing keys and values, under masks, between neighbouring clips.",
             "Prompts change more smoothly than with the compared methods: CSCV 84.90 % against 84.37 % for FreeNoise, 78.74 % on the same model."),
@@ -105,7 +111,10 @@ public static class PaperCatalogue
         new("in-context-linear-regression",
             "In-Context Linear Regression Demystified: Training Dynamics and Mechanistic Interpretability of Multi-Head Softmax Attention", "2503.12734", 2025, Room.Lab,
             "Shows what one softmax layer learns from linear regression in context: heads of opposite sign that descend a gradient.",
-            "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048."),
+            "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048.")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/Regression/IclAttention.cs",
+        },
         new("mambaout", "MambaOut: Do We Really Need Mamba for Vision?", "2405.07992", 2024, Room.Mixers,
             "The Mamba block without its state-space model: a gated depth-wise convolution.",
             "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T).")
@@ -162,7 +171,10 @@ public static class PaperCatalogue
             $"Best training-free results on image and video referral segmentation ({NoFigure})."),
         new("secondary-sinks", "On the Existence and Behaviour of Secondary Attention Sinks", "2512.22213", 2025, Room.Probes,
             "Finds tokens that become sinks in the middle layers, and the layers where they live.",
-            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
+            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Probes/SinkDetector.cs",
+        },
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
             "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")

@@ -27,6 +27,10 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new ActiveDormantReproduction(),
+        new InContextRegressionReproduction(),
+        new BrainEncoderReproduction(),
+        new CrossAttentionSaliencyReproduction(),
     ];
 
     /// <summary>The paper.</summary>

@@ -1,6 +1,5 @@
 using Heed.Lab.Backcopy;
 using Heed.Models.Checkpoints;
-using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 

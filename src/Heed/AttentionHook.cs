@@ -53,6 +53,9 @@ public sealed record AttentionStatisticsRequest
     /// <summary>Entropy of the queries of every key (the second half-pass, a little slower).</summary>
     public bool KeyEntropy { get; init; }
 
+    /// <summary>The first key of any call as a key set, the usual sink: one tensor for all who ask for it, so that they share a pass.</summary>
+    public static torch.Tensor FirstKey { get; } = torch.ones(1, dtype: torch.@bool).DetachFromDisposeScope();
+
     /// <summary>Everything that either of two requests asks for, in one pass; null where their key sets differ.</summary>
     internal static AttentionStatisticsRequest? TryMerge(AttentionStatisticsRequest first, AttentionStatisticsRequest second) =>
         first.KeySet is not null && second.KeySet is not null && !ReferenceEquals(first.KeySet, second.KeySet)
@@ -189,6 +192,9 @@ public sealed class AttentionHooks
         return new Scope<StreamHook>(_watchers, hook);
     }
 
+    /// <summary>Takes all installed hooks and the layout away until the returned scope is disposed: for a pass that must see the model as it was trained.</summary>
+    public IDisposable Suspend() => new Suspension(this);
+
     internal torch.Tensor Pass(StreamSite site, torch.Tensor states)
     {
         foreach (var watcher in _watchers)
@@ -219,6 +225,34 @@ public sealed class AttentionHooks
             {
                 _disposed = true;
                 hooks.Remove(hook);
+            }
+        }
+    }
+
+    private sealed class Suspension : IDisposable
+    {
+        private readonly AttentionHooks _owner;
+        private readonly AttentionHook[] _hooks;
+        private readonly StreamHook[] _watchers;
+        private readonly TokenLayout? _layout;
+        private bool _disposed;
+
+        public Suspension(AttentionHooks owner)
+        {
+            (_owner, _hooks, _watchers, _layout) = (owner, [.. owner._hooks], [.. owner._watchers], owner.Layout);
+            owner._hooks.Clear();
+            owner._watchers.Clear();
+            owner.Layout = null;
+        }
+
+        public void Dispose()
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                _owner._hooks.InsertRange(0, _hooks);
+                _owner._watchers.InsertRange(0, _watchers);
+                _owner.Layout = _layout;
             }
         }
     }

@@ -43,9 +43,9 @@ public sealed record InformedTokens(IReadOnlyList<long> Local, IReadOnlyList<lon
         var first = AsHeads(firstLayerAttention, tokens);
         var late = AsHeads(lateLayerAttention, tokens);
         var patches = (int)tokens - 1;
-        var local = Largest(Patches(first.select(1, 0).sum(0)), (int)(patches * localRatio));
-        var summary = Largest(Patches(late.select(1, 0).sum(0)), SummaryCount(Patches(late.select(1, 0).sum(0)), outlierFactor)).ToHashSet();
-        var spatial = Largest(Patches(first.mean([0L]).sum(0)), (int)(patches * spatialRatio));
+        var local = Largest(Patches(first.select(1, 0).sum([0L])), (int)(patches * localRatio));
+        var summary = Largest(Patches(late.select(1, 0).sum([0L])), SummaryCount(Patches(late.select(1, 0).sum([0L])), outlierFactor)).ToHashSet();
+        var spatial = Largest(Patches(first.mean([0L]).sum([0L])), (int)(patches * spatialRatio));
         return new([.. local.Union(spatial).Where(token => !summary.Contains(token)).Order()], [.. summary.Order()]);
     }
 

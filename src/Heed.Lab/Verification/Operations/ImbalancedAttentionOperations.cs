@@ -50,23 +50,23 @@ internal sealed class InformedTokenAttentionOperation : GoldenOperation
             ? new RotaryEmbedding(width / heads, golden.Number("rope_theta", 10000)).Tables(arange(input.shape[1], dtype: int64), run.Type) : null;
         var (start, length) = (golden.Integer("image_start"), golden.Integer("image_length"));
         module.Hooks.Layout = new TokenLayout(Spans(start, length, input.shape[1]));
+        var tokens = new InformedTokens(Indices(run.Input("local_tokens")), Indices(run.Input("summary_tokens")));
+        var edit = new InformedTokenEdit(
+            [tokens], golden.Number("alpha", InformedTokenEdit.DefaultAlpha), golden.Number("beta", InformedTokenEdit.DefaultBeta), layers: new Range(0, 1)) { Materialize = true };
+        // The authors' model takes its softmax in float32.
         using var probe = new AttentionMapProbe();
         using var observed = module.Hooks.Install(probe);
-        module.forward(input, rotary);
-        run.Output("baseline_last_row", probe[probe.Sites[0]].select(2, input.shape[1] - 1).clone());
-
-        var tokens = new InformedTokens(Indices(run.Input("local_tokens")), Indices(run.Input("summary_tokens")));
-        InformedTokenEdit Edit(bool materialize) =>
-            new([tokens], golden.Number("alpha", InformedTokenEdit.DefaultAlpha), golden.Number("beta", InformedTokenEdit.DefaultBeta), layers: new Range(0, 1)) { Materialize = materialize };
-        using (module.Hooks.Install(Edit(materialize: true)))
+        using (module.Hooks.Install(new ReferenceSoftmax()))
         {
             module.forward(input, rotary);
-            run.Output("attention", probe[probe.Sites[0]]);
+            run.Output("baseline_last_row", probe[probe.Sites[0]].select(2, input.shape[1] - 1).clone());
         }
 
-        using (module.Hooks.Install(Edit(materialize: false)))
+        using (module.Hooks.Install(edit))
+        using (module.Hooks.Install(new ReferenceSoftmax()))
         {
             run.Output("output", module.forward(input, rotary));
+            run.Output("attention", probe[probe.Sites[0]]);
         }
     }
 

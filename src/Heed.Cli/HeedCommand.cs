@@ -25,6 +25,7 @@ internal static partial class HeedCommand
             CompareCommand.Create(),
             DrawCommand.Create(),
             RankCommand.Create(),
+            SearchCommand.Create(),
             AttentionCommand.Create(),
             PapersCommand.Create(),
         };

@@ -53,15 +53,16 @@ public static unsafe class FusedAttention
     /// <summary>Mass that each key receives, summed over the queries of each query head. Needs the log-sum-exp in the arguments.</summary>
     /// <param name="arguments">The problem; value and output are not read.</param>
     /// <param name="mass">Receives <c>[B, H, Nk]</c>, contiguous.</param>
-    public static void MassPerKey(in AttentionArguments arguments, float* mass) => MassPerKey(arguments, mass, default(UnmodifiedScore), default(AllPairs));
+    /// <param name="entropy">Receives, where given, the entropy in nats of every key's weights as shares of its mass, <c>[B, H, Nk]</c>, contiguous; 0 for a key without mass. Softmax only.</param>
+    public static void MassPerKey(in AttentionArguments arguments, float* mass, float* entropy = null) => MassPerKey(arguments, mass, default(UnmodifiedScore), default(AllPairs), entropy);
 
-    /// <summary>As <see cref="MassPerKey(in AttentionArguments, float*)"/>, with a modifier and predicate.</summary>
-    public static void MassPerKey<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+    /// <summary>As <see cref="MassPerKey(in AttentionArguments, float*, float*)"/>, with a modifier and predicate.</summary>
+    public static void MassPerKey<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate, float* entropy = null)
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
         RefusePredicateWithRuns<TMask>(arguments);
-        MassPerKeyPass.Compute(arguments, mass, modifier, predicate);
+        MassPerKeyPass.Compute(arguments, mass, modifier, predicate, entropy);
     }
 
     /// <summary>Merges two partial results over disjoint sets of keys into the first: o = (e^la oa + e^lb ob) / (e^la + e^lb).</summary>

@@ -9,28 +9,28 @@ namespace Heed.Kernels;
 /// machine.</summary>
 internal static unsafe class MassPerKeyPass
 {
-    /// <inheritdoc cref="FusedAttention.MassPerKey{TScore, TMask}(in AttentionArguments, float*, TScore, TMask)"/>
-    public static void Compute<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate)
+    /// <inheritdoc cref="FusedAttention.MassPerKey{TScore, TMask}(in AttentionArguments, float*, TScore, TMask, float*)"/>
+    public static void Compute<TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier, TMask predicate, float* entropy = null)
         where TScore : struct, IScoreModifier
         where TMask : struct, IMaskPredicate
     {
         if (Vector512.IsHardwareAccelerated)
         {
-            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(arguments, mass, modifier, predicate);
+            Compute<Vector512<float>, Vector512Operations, TScore, TMask>(arguments, mass, modifier, predicate, entropy);
         }
         else if (Vector256.IsHardwareAccelerated)
         {
-            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(arguments, mass, modifier, predicate);
+            Compute<Vector256<float>, Vector256Operations, TScore, TMask>(arguments, mass, modifier, predicate, entropy);
         }
         else
         {
-            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(arguments, mass, modifier, predicate);
+            Compute<Vector128<float>, Vector128Operations, TScore, TMask>(arguments, mass, modifier, predicate, entropy);
         }
     }
 
     /// <summary>As <see cref="Compute{TScore, TMask}"/> with vectors of a given width.</summary>
     internal static void Compute<TVector, TOps, TScore, TMask>(in AttentionArguments arguments, float* mass, TScore modifier,
-        TMask predicate)
+        TMask predicate, float* entropy = null)
         where TVector : struct
         where TOps : struct, IVectorOperations<TVector>
         where TScore : struct, IScoreModifier
@@ -56,24 +56,31 @@ internal static unsafe class MassPerKeyPass
                     nameof(arguments));
         }
 
+        if (arguments.Normalizer != Normalizer.Softmax && entropy != null)
+        {
+            throw new ArgumentException($"The entropy per key is found for a softmax only, not for {arguments.Normalizer}.", nameof(arguments));
+        }
+
         switch (problem.Arguments.Normalizer)
         {
             case Normalizer.ReluOverPosition:
-                new MassPerKeyLoop<TVector, TOps, ReluGradient, TScore, TMask>(problem, mass, modifier, predicate).Run();
+                new MassPerKeyLoop<TVector, TOps, ReluGradient, TScore, TMask>(problem, mass, null, modifier, predicate).Run();
                 break;
             case Normalizer.Sigmoid:
-                new MassPerKeyLoop<TVector, TOps, SigmoidGradient, TScore, TMask>(problem, mass, modifier, predicate).Run();
+                new MassPerKeyLoop<TVector, TOps, SigmoidGradient, TScore, TMask>(problem, mass, null, modifier, predicate).Run();
                 break;
             default:
-                new MassPerKeyLoop<TVector, TOps, SoftmaxGradient, TScore, TMask>(problem, mass, modifier, predicate).Run();
+                new MassPerKeyLoop<TVector, TOps, SoftmaxGradient, TScore, TMask>(problem, mass, entropy, modifier, predicate).Run();
                 break;
         }
     }
 }
 
 /// <summary>
-/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries.
-/// It is cut into units as the backward pass is (<see cref="BackwardShape"/>), so its bits do not depend on the number of threads either.
+/// The half-pass that finds the mass of every key: scores and, from the saved log-sum-exp, weights, tile by tile, summed over the queries. Where the entropy of
+/// every key is wanted, too, it sums p ln p beside p (ln p is the score less the log-sum-exp): the shares p / m of a key with the mass m have the entropy
+/// ln m - (sum p ln p) / m.
+/// It is cut into units as the backward pass is (<see cref="BackwardShape"/>), so its nats do not depend on the number of threads either.
 /// </summary>
 internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, TMask> : ParallelLoop
     where TVector : struct
@@ -86,16 +93,20 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     private readonly BackwardShape _shape;
     private readonly ScoreTile<TVector, TOps, TScore, TMask> _scoring;
     private readonly float* _mass;
+    private readonly float* _entropy;
     private readonly float* _partial;
+    private readonly float* _products;
 
-    /// <summary>Prepares the pass over a checked problem.</summary>
-    public MassPerKeyLoop(CheckedProblem problem, float* mass, TScore modifier, TMask predicate)
+    /// <summary>Prepares the pass over a checked problem; <paramref name="entropy"/> may be null.</summary>
+    public MassPerKeyLoop(CheckedProblem problem, float* mass, float* entropy, TScore modifier, TMask predicate)
     {
         _problem = problem;
         _mass = mass;
+        _entropy = entropy;
         _scoring = new(problem, modifier, predicate);
         _shape = new BackwardShape(problem, default, TOps.Lanes, Packing.PanelWidth<TVector, TOps>(), modified: false, gathers: false);
-        _partial = _shape.Splits == 1 ? mass : Workspace.OfCall.Take(Count * _shape.Splits);
+        _partial = _shape.Splits == 1 ? mass : Workspace.OfCall.Take((entropy == null ? 1 : 2) * Count * _shape.Splits);
+        _products = _shape.Splits == 1 || entropy == null ? entropy : _partial + (Count * _shape.Splits);
     }
 
     private long Count => (long)_problem.Batch * _problem.Heads * _problem.Keys;
@@ -103,17 +114,48 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
     /// <summary>Computes the mass.</summary>
     public void Run()
     {
-        NativeMemory.Clear(_partial, checked((nuint)(Count * _shape.Splits * sizeof(float))));
-        Run(_shape.Lanes, _problem.Threads);
-        for (long i = 0; _shape.Splits > 1 && i < (long)_problem.Batch * _problem.Heads; i++)
+        Clear(_partial);
+        if (_entropy != null)
         {
-            var sum = new Span<float>(_mass + (i * _problem.Keys), _problem.Keys);
-            new ReadOnlySpan<float>(Partial(i, 0), _problem.Keys).CopyTo(sum);
-            for (var split = 1; split < _shape.Splits; split++)
+            Clear(_products);
+        }
+
+        Run(_shape.Lanes, _problem.Threads);
+        for (long head = 0; head < (long)_problem.Batch * _problem.Heads; head++)
+        {
+            var mass = Sum(_partial, _mass, head);
+            if (_entropy != null)
             {
-                TensorPrimitives.Add(sum, new ReadOnlySpan<float>(Partial(i, split), _problem.Keys), sum);
+                var entropy = Sum(_products, _entropy, head);
+                for (var key = 0; key < entropy.Length; key++)
+                {
+                    // Rounding may leave a key with one query a little below zero; what is not a number stays so.
+                    var nats = MathF.Log(mass[key]) - (entropy[key] / mass[key]);
+                    entropy[key] = mass[key] == 0 || nats < 0 ? 0 : nats;
+                }
             }
         }
+    }
+
+    private void Clear(float* sums) => NativeMemory.Clear(sums, checked((nuint)(Count * _shape.Splits * sizeof(float))));
+
+    private Span<float> Sum(float* parts, float* whole, long head)
+    {
+        var sum = new Span<float>(whole + (head * _problem.Keys), _problem.Keys);
+        for (var split = 0; _shape.Splits > 1 && split < _shape.Splits; split++)
+        {
+            var part = new ReadOnlySpan<float>(Part(parts, head, split), _problem.Keys);
+            if (split == 0)
+            {
+                part.CopyTo(sum);
+            }
+            else
+            {
+                TensorPrimitives.Add(sum, part, sum);
+            }
+        }
+
+        return sum;
     }
 
     /// <inheritdoc/>
@@ -138,6 +180,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         {
             unit.Head = head;
             NativeMemory.Clear(unit.Sums, (nuint)(_shape.PanelKeys * sizeof(float)));
+            NativeMemory.Clear(unit.Products, (nuint)(_shape.PanelKeys * sizeof(float)));
             var block = 0;
             for (unit.Query = 0; unit.Query < slice.QueryLength; unit.Query += unit.Rows, block++)
             {
@@ -149,11 +192,16 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             }
 
             var bytes = slice.KeyLength * sizeof(float);
-            Buffer.MemoryCopy(unit.Sums, Partial((slice.Batch * _problem.Heads) + head, split) + slice.KeyStart, bytes, bytes);
+            var at = (slice.Batch * _problem.Heads) + head;
+            Buffer.MemoryCopy(unit.Sums, Part(_partial, at, split) + slice.KeyStart, bytes, bytes);
+            if (_entropy != null)
+            {
+                Buffer.MemoryCopy(unit.Products, Part(_products, at, split) + slice.KeyStart, bytes, bytes);
+            }
         }
     }
 
-    private float* Partial(long head, int split) => _partial + (((head * _shape.Splits) + split) * _problem.Keys);
+    private float* Part(float* parts, long head, int split) => parts + (((head * _shape.Splits) + split) * _problem.Keys);
 
     private void RunBlock(in Unit unit)
     {
@@ -194,7 +242,11 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
             var rows = Math.Min(unit.Rows - row, MicroKernel.Rows);
             var scores = unit.Scores + (row * MicroKernel.ScoreStride);
             _scoring.Apply(unit.Slice, unit.Head, piece, unit.Query + row, rows, scores + start);
-            if (_scoring.MayMask(unit.Slice, piece, unit.Query + row, rows))
+            if (_entropy != null)
+            {
+                AddProducts(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey, unit.Products + firstKey);
+            }
+            else if (_scoring.MayMask(unit.Slice, piece, unit.Query + row, rows))
             {
                 AddWeights<One>(scores, columns, rows, unit.Numbers + row, unit.Sums + firstKey);
             }
@@ -272,6 +324,36 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         }
     }
 
+    /// <summary>Adds the weights p of a strip, and p ln p, to the sums of its columns. A pair that does not exist adds nothing, whatever its row's log-sum-exp.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void AddProducts(float* scores, StripColumns columns, int rows, float* numbers, float* sums, float* products)
+    {
+        var lowest = TOps.Create(float.MinValue);
+        for (var column = columns.First & -TOps.Lanes; column < columns.End; column += TOps.Lanes)
+        {
+            var (sum, product) = (TOps.Zero, TOps.Zero);
+            for (var row = 0; row < rows; row++)
+            {
+                var s = TOps.Load(scores + column + (row * MicroKernel.ScoreStride));
+                var logarithm = TOps.Subtract(s, TOps.Create(numbers[row]));
+                var missing = TOps.LessThan(s, lowest);
+                var weight = TOps.Select(missing, TOps.Zero, VectorMath.Exp<TVector, TOps>(logarithm));
+                sum = TOps.Add(sum, weight);
+                product = TOps.Add(product, TOps.Multiply(weight, TOps.Select(missing, TOps.Zero, logarithm)));
+            }
+
+            if (column < columns.First || column + TOps.Lanes > columns.End)
+            {
+                var inside = TOps.And(
+                    TOps.GreaterThanOrEqual(TOps.Indices, TOps.Create(columns.First - column)), TOps.LessThan(TOps.Indices, TOps.Create(columns.End - column)));
+                (sum, product) = (TOps.And(sum, inside), TOps.And(product, inside));
+            }
+
+            TOps.Store(TOps.Add(TOps.Load(sums + column), sum), sums + column);
+            TOps.Store(TOps.Add(TOps.Load(products + column), product), products + column);
+        }
+    }
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static TVector Weight<TMasks>(float* score, float* number)
         where TMasks : struct, IConstant
@@ -292,6 +374,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
         public float* Numbers;
         public float* Scores;
         public float* Sums;
+        public float* Products;
         public StripColumns* Columns;
 
         public static Unit Create(BackwardShape shape, Workspace workspace)
@@ -301,7 +384,7 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
                 (Workspace.Lines(shape.PanelKeys * shape.Depth), Workspace.Lines(rows * shape.Depth), Workspace.Lines(rows),
                     rows * MicroKernel.ScoreStride);
             var sums = Workspace.Lines(shape.PanelKeys);
-            var memory = workspace.Take(panels + strips + numbers + scores + sums
+            var memory = workspace.Take(panels + strips + numbers + scores + (2 * sums)
                 + (BackwardShape.MostStrips * sizeof(StripColumns) / sizeof(float)));
             return new Unit
             {
@@ -310,7 +393,8 @@ internal sealed unsafe class MassPerKeyLoop<TVector, TOps, TNormalizer, TScore, 
                 Numbers = memory + panels + strips,
                 Scores = memory + panels + strips + numbers,
                 Sums = memory + panels + strips + numbers + scores,
-                Columns = (StripColumns*)(memory + panels + strips + numbers + scores + sums),
+                Products = memory + panels + strips + numbers + scores + sums,
+                Columns = (StripColumns*)(memory + panels + strips + numbers + scores + (2 * sums)),
             };
         }
     }

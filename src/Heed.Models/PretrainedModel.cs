@@ -56,7 +56,7 @@ public sealed class PretrainedModel : IDisposable
 
         var configuration = DecoderConfiguration.Load(configurationPath);
         using var checkpoint = new ShardedCheckpoint(folder);
-        configuration = WithBiasesOf(checkpoint, configuration);
+        configuration = WithBiasesOf(checkpoint.Contains, configuration);
         var tokenizerPath = Path.Combine(folder, TokenizerFile);
         var tokenizer = File.Exists(tokenizerPath) ? TokenizerJson.Load(tokenizerPath) : null;
         CheckTensors(checkpoint, configuration, folder);
@@ -122,14 +122,14 @@ public sealed class PretrainedModel : IDisposable
     public void Dispose() => Model.Dispose();
 
     // config.json says too little about biases (one flag for four projections, read differently by each family), so the tensors of the first layer decide.
-    private static DecoderConfiguration WithBiasesOf(ShardedCheckpoint checkpoint, DecoderConfiguration configuration)
+    internal static DecoderConfiguration WithBiasesOf(Func<string, bool> contains, DecoderConfiguration configuration)
     {
         const string First = "model.layers.0.";
         return configuration with
         {
-            QueryKeyValueBias = checkpoint.Contains($"{First}self_attn.q_proj.bias"),
-            OutputBias = checkpoint.Contains($"{First}self_attn.o_proj.bias"),
-            FeedForwardBias = checkpoint.Contains($"{First}mlp.gate_proj.bias"),
+            QueryKeyValueBias = contains($"{First}self_attn.q_proj.bias"),
+            OutputBias = contains($"{First}self_attn.o_proj.bias"),
+            FeedForwardBias = contains($"{First}mlp.gate_proj.bias"),
         };
     }
 

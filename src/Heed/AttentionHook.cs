@@ -50,6 +50,12 @@ public sealed record AttentionStatisticsRequest
     /// <summary>Mass that every key receives (a second half-pass).</summary>
     public bool MassPerKey { get; init; }
 
+    /// <summary>Entropy of the queries of every key (the second half-pass, a little slower).</summary>
+    public bool KeyEntropy { get; init; }
+
+    /// <summary>The first key of any call as a key set, the usual sink: one tensor for all who ask for it, so that they share a pass.</summary>
+    public static torch.Tensor FirstKey { get; } = torch.ones(1, dtype: torch.@bool).DetachFromDisposeScope();
+
     /// <summary>Everything that either of two requests asks for, in one pass; null where their key sets differ.</summary>
     internal static AttentionStatisticsRequest? TryMerge(AttentionStatisticsRequest first, AttentionStatisticsRequest second) =>
         first.KeySet is not null && second.KeySet is not null && !ReferenceEquals(first.KeySet, second.KeySet)
@@ -62,6 +68,7 @@ public sealed record AttentionStatisticsRequest
                 KeySet = first.KeySet ?? second.KeySet,
                 TopCount = Math.Max(first.TopCount, second.TopCount),
                 MassPerKey = first.MassPerKey || second.MassPerKey,
+                KeyEntropy = first.KeyEntropy || second.KeyEntropy,
             };
 }
 
@@ -96,6 +103,9 @@ public sealed record AttentionStatistics
 
     /// <summary>Mass received, float32 <c>[B, H, Nk]</c>.</summary>
     public torch.Tensor? MassPerKey { get; init; }
+
+    /// <summary>Entropy in nats of the weights of every key as shares of the mass it receives, float32 <c>[B, H, Nk]</c>: 0 where one query gives it all.</summary>
+    public torch.Tensor? KeyEntropy { get; init; }
 }
 
 /// <summary>
@@ -151,6 +161,9 @@ public sealed class AttentionHooks
     /// <summary>What the tokens of the sequence that the model reads stand for; null: all are of one kind, or nobody said. A model of several kinds of tokens sets it when it reads a prompt.</summary>
     public TokenLayout? Layout { get; set; }
 
+    /// <summary>The position of the first token that the model reads now: the number of tokens in its cache. Set by models that have one.</summary>
+    public long FirstPosition { get; set; }
+
     /// <summary>The stages that any installed hook needs at a site.</summary>
     public AttentionStages StagesAt(AttentionSite site)
     {
@@ -186,6 +199,7 @@ public sealed class AttentionHooks
             if (watcher.ActsAt(site))
             {
                 var shape = states.shape;
+                watcher.FirstPosition = FirstPosition;
                 states = watcher.OnStates(site, states);
                 if (!states.shape.AsSpan().SequenceEqual(shape))
                 {

@@ -49,6 +49,9 @@ public readonly record struct StreamSite(int Layer, StreamPoint Point, string Na
 /// <summary>Observes (a probe) or changes (an edit) hidden states between the parts of a model's blocks. Installed on a model's <see cref="AttentionHooks"/> for a scope.</summary>
 public abstract class StreamHook
 {
+    /// <summary>The position of the first of the states' tokens in the sequence: 0, or in a model that goes on from a cache the number of tokens in it.</summary>
+    protected internal long FirstPosition { get; internal set; }
+
     /// <summary>Whether this hook has business at a place.</summary>
     public abstract bool ActsAt(StreamSite site);
 

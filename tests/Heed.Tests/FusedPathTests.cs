@@ -66,7 +66,7 @@ public sealed class FusedPathTests
         using var generator = new Generator((ulong)(uint)seed);
         var site = new AttentionSite(0, AttentionKind.Self, "site");
         using var set = rand([1 + (seed & 1) * (call.Batch - 1), call.Keys], generator: generator) < 0.3;
-        var request = new AttentionStatisticsRequest { Entropy = true, Maximum = true, MeanDistance = true, KeySet = set, TopCount = 1 + (seed & 7), MassPerKey = true };
+        var request = new AttentionStatisticsRequest { Entropy = true, Maximum = true, MeanDistance = true, KeySet = set, TopCount = 1 + (seed & 7), MassPerKey = true, KeyEntropy = true };
         using var probe = new AttentionStatisticsProbe(request);
         using var exactProbe = new AttentionStatisticsProbe(request);
         using var roundedProbe = new AttentionStatisticsProbe(request);
@@ -81,6 +81,7 @@ public sealed class FusedPathTests
         Compare(exact.SetMass!.to(float64), rounded.SetMass!, found.SetMass!, call, "mass on the set");
         Compare(exact.TopWeights!.to(float64), rounded.TopWeights!, found.TopWeights!, call, "top weights");
         Compare(exact.MassPerKey!.to(float64), rounded.MassPerKey!, found.MassPerKey!, call, "mass per key", call.Queries);
+        Compare(exact.KeyEntropy!.to(float64), rounded.KeyEntropy!, found.KeyEntropy!, call, "entropy per key", call.Queries);
         Compare(Finite(exact.LogSumExp!.to(float64)), Finite(rounded.LogSumExp!), Finite(found.LogSumExp!), call, "log-sum-exp");
 
         // Keys may swap where weights are equal but for rounding: the weight at the key is what counts.

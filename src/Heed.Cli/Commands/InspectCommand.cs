@@ -3,6 +3,7 @@ using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
 using Heed.Models;
+using Heed.Probes;
 using Spectre.Console;
 using TorchSharp;
 
@@ -148,13 +149,21 @@ internal static class InspectCommand
             [
                 Text(head.Layer), Text(head.Head), Text(statistics.Entropy, "F2"), Percent(statistics.EntropyShare), Percent(statistics.FirstMass), Percent(statistics.NearMass), Text(statistics.MeanDistance, "F1"),
                 Percent(statistics.PreviousShare), Percent(statistics.SelfShare), statistics.Induction is { } induction ? Percent(induction) : "–",
-                $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]",
+                $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]{(head.IsDormant ? ", dormant" : "")}",
             ];
-            table.AddRow(head.ComputedShare is { } computed ? [.. cells, Percent(computed)] : cells);
+            cells = head.ComputedShare is { } computed ? [.. cells, Percent(computed)] : cells;
+            table.AddRow(head.IsDormant ? Array.ConvertAll(cells, cell => $"[grey]{cell}[/]") : cells);
         }
 
         console.Write(table);
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself{(inspection.Attention is null ? "" : "; pairs computed, of those that the layer has")}");
+        if (inspection.Heads.Any(head => head.IsDormant))
+        {
+            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"dormant (grey): row entropy below {DormantHeads.RowThreshold} and a column's entropy above {DormantHeads.ColumnThreshold} of the most they could be");
+        }
+
+        PrintNorms(console, inspection);
+        PrintSinks(console, inspection);
         foreach (var notice in inspection.Notices)
         {
             console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"[yellow]{notice}[/]");
@@ -173,6 +182,58 @@ internal static class InspectCommand
         }
 
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"Report: [bold]{path}[/] ({new FileInfo(path).Length / (double)MegaByte:F1} MB); open it in a browser.");
+    }
+
+    private static void PrintNorms(IAnsiConsole console, InspectionResult inspection)
+    {
+        if (inspection.Layers.Count == 0)
+        {
+            return;
+        }
+
+        var table = new Table().Border(TableBorder.Simple);
+        foreach (var name in new[] { "layer", "first token's norm", "others' mean", "others' largest", "first token's value", "others' value", "logit gap" })
+        {
+            table.AddColumn(new TableColumn(name) { Alignment = Justify.Right });
+        }
+
+        foreach (var layer in inspection.Layers)
+        {
+            table.AddRow(
+                Text(layer.Layer), Text(layer.Residual.Norm, "F1"), Text(layer.Residual.OthersMean, "F1"), Text(layer.Residual.OthersMaximum, "F1"), Text(layer.SinkValueNorm, "F2"), Text(layer.OthersValueNorm, "F2"),
+                layer.SinkLogitGap is { } gap ? Text(gap, "F1") : "–");
+        }
+
+        console.Write(table);
+    }
+
+    private static void PrintSinks(IAnsiConsole console, InspectionResult inspection)
+    {
+        if (inspection.Sinks is not { } sinks)
+        {
+            return;
+        }
+
+        // Most first tokens are sinks; a text full of sinks has its longest-lived shown.
+        const int rows = 12;
+        var shown = sinks.Tokens.Where(sink => sink.Label != SinkLabel.Noise).OrderByDescending(sink => sink.Lifetime).ThenBy(sink => sink.Token).Take(rows).OrderBy(sink => sink.Token).ToArray();
+        var table = new Table().Border(TableBorder.Simple);
+        foreach (var (name, left) in new[] { ("sink", false), ("token", true), ("kind", true), ("from layer", false), ("layers", false), ("attention received", false) })
+        {
+            table.AddColumn(new TableColumn(name) { Alignment = left ? Justify.Left : Justify.Right });
+        }
+
+        foreach (var sink in shown)
+        {
+            table.AddRow(
+                Text(sink.Token), Markup.Escape(inspection.Tokens[sink.Token].Text.Replace("\n", "↵", StringComparison.Ordinal).Replace("\t", "⇥", StringComparison.Ordinal)), sink.Label == SinkLabel.Primary ? "[bold]primary[/]" : "secondary",
+                Text(sink.Creation), Text(sink.Lifetime), Percent(sink.Received));
+        }
+
+        console.Write(table);
+        console.MarkupLineInterpolated(
+            CultureInfo.InvariantCulture,
+            $"sinks: tokens whose residual stream is parallel (|cos| > {sinks.CosineThreshold}) to that of token {sinks.Primary} in layers {sinks.Start} to {sinks.End - 1}; primary from {inspection.Model.Layers - sinks.PrimarySlack} layers on; {sinks.Tokens.Count - shown.Length} more not listed");
     }
 
     private static object ForPrograms(InspectionResult inspection, string path) => new
@@ -203,6 +264,31 @@ internal static class InspectCommand
             head.Statistics.SelfShare,
             head.Statistics.Induction,
             head.ComputedShare,
+            Dormant = head.IsDormant,
+            head.ColumnEntropy,
+            head.SinkLogitGap,
+            head.AttentionSinks,
+        }),
+        Dormancy = new { RowThreshold = DormantHeads.RowThreshold, ColumnThreshold = DormantHeads.ColumnThreshold },
+        Sinks = inspection.Sinks is not { } sinks ? null : new
+        {
+            sinks.Primary,
+            sinks.Start,
+            sinks.End,
+            sinks.PrimarySlack,
+            sinks.NoiseLifetime,
+            sinks.CosineThreshold,
+            Tokens = sinks.Tokens.Select(sink => new { sink.Token, inspection.Tokens[sink.Token].Text, sink.Label, sink.Creation, sink.Lifetime, sink.Layers, AttentionReceived = sink.Received }),
+        },
+        Layers = inspection.Layers.Select(layer => new
+        {
+            layer.Layer,
+            FirstTokenNorm = layer.Residual.Norm,
+            OthersMeanNorm = layer.Residual.OthersMean,
+            OthersLargestNorm = layer.Residual.OthersMaximum,
+            FirstTokenValueNorm = layer.SinkValueNorm,
+            layer.OthersValueNorm,
+            layer.SinkLogitGap,
         }),
         TokenLosses = inspection.Tokens.Select(token => token.Loss),
     };

@@ -38,6 +38,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("depthwise", "Depth-wise convolution of 3 x 3 to 17 x 17 in both memory orders, and the causal one, beside libtorch's", DepthwiseBenchmarks.Run),
         new("contmix", "ContMix's dynamic kernels beside unfolded windows in libtorch and dense attention, and their growth with the map", ContMixBenchmarks.Run),
         new("focal", "Focal modulation over the size of the map, beside multi-head attention and beside libtorch's operations", FocalBenchmarks.Run),
+        new("probes", "Probes on the shipped reader beside its plain forward pass, and the memory of traces", ProbeBenchmarks.Run),
     ];
 }
 

@@ -14,7 +14,10 @@ public static class PaperCatalogue
             $"Attention pooling piles its mass on a handful of patches; several branches with random masking of the strongest spread it and classify slides better on three data sets ({NoFigure})."),
         new("active-dormant-heads", "Active-Dormant Attention Heads: Mechanistically Demystifying Extreme-Token Phenomena in LLMs", "2410.13835", 2024, Room.Probes,
             "Explains attention sinks, drained values and residual peaks with small transformers on a bigram-and-copy language.",
-            "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention."),
+            "Training grows the sink: its share of attention goes from 0.02 to 0.81 in 10,000 steps of a one-layer model, and stays below 0.0005 with ReLU attention.")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/Texts/BigramBackcopyTransformer.cs",
+        },
         new("agent-attention", "Agent Attention: On the Integration of Softmax and Linear Attention", "2312.08874", 2023, Room.Mixers,
             "A few agent tokens collect from all keys and pass on to all queries: global attention at linear cost.",
             "ImageNet top-1 of DeiT-T rises from 72.2 to 74.9; Stable Diffusion runs 1.45 to 1.84 times faster with a better FID.")
@@ -23,10 +26,16 @@ public static class PaperCatalogue
         },
         new("attention-calibration", "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through Attention Calibration", "2406.15765", 2024, Room.Edits,
             "Finds columns that soak up attention beyond the first, scales them down in chosen heads and hands the mass to the rest.",
-            "Accuracy of Llama-30B rises by up to 7.30 % without training."),
+            "Accuracy of Llama-30B rises by up to 7.30 % without training.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Edits/AttentionCalibration.cs",
+        },
         new("brain-encoders", "Transformer brain encoders explain human high-level visual responses", "2505.17329", 2025, Room.Heads,
             "One learned query per brain area picks, per image, the patches that predict its responses.",
-            $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure})."),
+            $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure}).")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/BrainEncoders/BrainEncoder.cs",
+        },
         new("class-semantics-attention", "Class Semantics-based Attention for Action Detection", "2109.02613", 2021, Room.Heads,
             "Gates an encoder's channels and time steps by what a classifier saw, not by the features themselves.",
             "Mean average precision on THUMOS-14 rises by about 6.2 points over BMN, to 47.5."),
@@ -95,11 +104,17 @@ public static class PaperCatalogue
         },
         new("imbalanced-attention", "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", "2501.12206", 2025, Room.Edits,
             "Raises the scores of informative and summary image tokens while a vision-language model writes.",
-            "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8."),
+            "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Edits/InformedTokens.cs",
+        },
         new("in-context-linear-regression",
             "In-Context Linear Regression Demystified: Training Dynamics and Mechanistic Interpretability of Multi-Head Softmax Attention", "2503.12734", 2025, Room.Lab,
             "Shows what one softmax layer learns from linear regression in context: heads of opposite sign that descend a gradient.",
-            "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048."),
+            "With several heads the error is that of one debiased gradient step (0.2430 against 0.2431 at 40 examples), with one head 0.4048.")
+        {
+            State = PaperState.Verified, Location = "src/Heed.Models/Regression/IclAttention.cs",
+        },
         new("mambaout", "MambaOut: Do We Really Need Mamba for Vision?", "2405.07992", 2024, Room.Mixers,
             "The Mamba block without its state-space model: a gated depth-wise convolution.",
             "Beats visual Mambas on ImageNet (84.1 against 83.7 for LocalVMamba-S) and loses to them on detection (45.1 against 46.5 for VMamba-T).")
@@ -156,7 +171,10 @@ public static class PaperCatalogue
             $"Best training-free results on image and video referral segmentation ({NoFigure})."),
         new("secondary-sinks", "On the Existence and Behaviour of Secondary Attention Sinks", "2512.22213", 2025, Room.Probes,
             "Finds tokens that become sinks in the middle layers, and the layers where they live.",
-            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6."),
+            "They exist in 11 model families; QwQ-32B has 3 levels of them, Qwen3-14B has 6.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Probes/SinkDetector.cs",
+        },
         new("superlinear-attention", "Superlinear Multi-Step Attention", "2601.18401", 2026, Room.Masks,
             "Scores a few anchor keys at growing distances, then attends within spans around the best.",
             "Attention in O(L^1.5) with two steps; a 30B hybrid model decodes 114 tokens a second at a million tokens.")
@@ -184,7 +202,10 @@ public static class PaperCatalogue
             "Accuracy on ScreenSpot-Pro rises from 44.6 to 52.5, on ScreenSpot-v2 from 92.1 to 92.4."),
         new("visual-attention-sink", "See What You Are Told: Visual Attention Sink in Large Multimodal Models", "2503.03321", 2025, Room.Edits,
             "Moves attention from image tokens that are sinks to the other image tokens, in heads that look at the image.",
-            "LLaVA-1.5-7B gains without training: GQA from 62.0 to 63.5, VizWiz from 50.0 to 53.7."),
+            "LLaVA-1.5-7B gains without training: GQA from 62.0 to 63.5, VizWiz from 50.0 to 53.7.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Edits/VisualAttentionRedistribution.cs",
+        },
         new("visual-mamba", "A Survey on Visual Mamba", "2404.15956", 2024, Room.Mixers,
             "Selective scans over images: bidirectional, crossed, serpentine, windowed, atrous and zigzag orders.",
             "The scan is linear in the number of tokens; among the surveyed, VMamba-T reaches 82.6 on ImageNet where Swin-T has 81.2.")

@@ -1,5 +1,7 @@
 using System.Buffers.Binary;
 using System.IO.Compression;
+using System.Text.Json;
+using Heed.Probes;
 
 namespace Heed.Lab.Inspection;
 
@@ -91,6 +93,7 @@ public static class InspectionReport
         json.WriteNumber("side", map.Side);
         json.WriteNumber("top_count", inspection.TopCount);
         ReportPage.Array(json, "notices", inspection.Notices, json.WriteStringValue);
+        WriteSinks(json, inspection);
         ReportPage.Array(json, "looks", Enum.GetValues<HeadLook>(), look =>
         {
             json.WriteStartObject();
@@ -121,10 +124,56 @@ public static class InspectionReport
             ReportPage.Number(json, "induction", statistics.Induction);
             ReportPage.Number(json, "computed_share", head.ComputedShare);
             ReportPage.Number(json, "received_max", MostReceived(head));
+            json.WriteBoolean("dormant", head.IsDormant);
+            ReportPage.Number(json, "column_entropy", head.ColumnEntropy);
+            ReportPage.Number(json, "sink_logit_gap", head.SinkLogitGap);
+            ReportPage.Array(json, "sinks", head.AttentionSinks, json.WriteNumberValue);
             json.WriteEndObject();
         });
         json.WriteEndObject();
     });
+
+    private static void WriteSinks(Utf8JsonWriter json, InspectionResult inspection)
+    {
+        json.WriteString("dormant_meaning", $"rows nearly one-hot (mean entropy below {DormantHeads.RowThreshold:0.##} of the most) and a column that takes from nearly every row alike (entropy above {DormantHeads.ColumnThreshold:0.##} of the most)");
+        ReportPage.Number(json, "sink_threshold", SinkMask.AttentionThreshold);
+        json.WriteNumber("sink_rows", InspectedHead.LeastRows);
+        if (inspection.Sinks is { } sinks)
+        {
+            json.WriteStartObject("sinks");
+            json.WriteNumber("primary", sinks.Primary);
+            json.WriteNumber("start", sinks.Start);
+            json.WriteNumber("end", sinks.End);
+            json.WriteNumber("primary_slack", sinks.PrimarySlack);
+            json.WriteNumber("noise_lifetime", sinks.NoiseLifetime);
+            ReportPage.Number(json, "cosine_threshold", sinks.CosineThreshold);
+            ReportPage.Array(json, "tokens", sinks.Tokens, sink =>
+            {
+                json.WriteStartObject();
+                json.WriteNumber("token", sink.Token);
+                json.WriteString("label", sink.Label.ToString().ToLowerInvariant());
+                json.WriteNumber("creation", sink.Creation);
+                json.WriteNumber("lifetime", sink.Lifetime);
+                ReportPage.Array(json, "layers", sink.Layers, json.WriteNumberValue);
+                ReportPage.Number(json, "received", sink.Received);
+                json.WriteEndObject();
+            });
+            json.WriteEndObject();
+        }
+
+        ReportPage.Array(json, "layers", inspection.Layers, layer =>
+        {
+            json.WriteStartObject();
+            json.WriteNumber("layer", layer.Layer);
+            ReportPage.Number(json, "sink", layer.Residual.Norm);
+            ReportPage.Number(json, "mean", layer.Residual.OthersMean);
+            ReportPage.Number(json, "largest", layer.Residual.OthersMaximum);
+            ReportPage.Number(json, "sink_value", layer.SinkValueNorm);
+            ReportPage.Number(json, "value", layer.OthersValueNorm);
+            ReportPage.Number(json, "logit_gap", layer.SinkLogitGap);
+            json.WriteEndObject();
+        });
+    }
 
     private static void WriteBlocks(InspectionResult inspection, StreamWriter writer)
     {

@@ -27,7 +27,12 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new ActiveDormantReproduction(),
+        new InContextRegressionReproduction(),
+        new BrainEncoderReproduction(),
         new CrossAttentionSaliencyReproduction(),
+        new SecondarySinksReproduction(),
+        new AttentionCalibrationReproduction(),
     ];
 
     /// <summary>The paper.</summary>

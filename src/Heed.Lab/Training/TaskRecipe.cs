@@ -86,6 +86,12 @@ public abstract class TaskRecipe<TModel> : TrainingRecipe
             $"{Name} with {choice}", "step", Measure,
             [new("held out", [.. history.Validations.Select(point => (double)point.Step)], [.. history.Validations.Select(point => point.Value)], Markers: true)]).Save(files[2]);
         new LineFigure($"{Name} with {choice}", "step", "training loss", [new("training", [.. points.Select(point => (double)point.Step)], [.. points.Select(point => point.Loss)])]).Save(files[3]);
+        foreach (var (file, figure) in Figures(history))
+        {
+            files.Add(Path.Combine(folder, file));
+            figure.Save(files[^1]);
+        }
+
         files.AddRange(WriteMore(model, choice, options, measures));
         File.Delete(checkpoint);
         return new(files, [.. measures.Select(measure => (measure.Name, measure.Value.ToString("0.###", CultureInfo.InvariantCulture))), (Kind, choice)]);
@@ -107,6 +113,9 @@ public abstract class TaskRecipe<TModel> : TrainingRecipe
     protected virtual void Prepare(RecipeOptions options, Action<string> notice)
     {
     }
+
+    /// <summary>Figures beside those of loss and validation, with the names of their files.</summary>
+    protected virtual IReadOnlyList<(string File, LineFigure Figure)> Figures(TrainingHistory history) => [];
 
     /// <summary>Writes files beside the weights, for example what a command needs to load them again.</summary>
     /// <returns>The files written.</returns>

@@ -1,3 +1,5 @@
+using System.Text.Json.Serialization;
+
 namespace Heed.Lab.Training;
 
 /// <summary>One optimizer step.</summary>
@@ -10,7 +12,12 @@ public sealed record TrainingPoint(long Step, double Loss, double LearningRate, 
 /// <summary>One validation.</summary>
 /// <param name="Step">Number of steps done before it.</param>
 /// <param name="Value">What was measured, for example bits per byte.</param>
-public sealed record ValidationPoint(long Step, double Value);
+public sealed record ValidationPoint(long Step, double Value)
+{
+    /// <summary>What else was noted, by name; null: nothing.</summary>
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public IReadOnlyDictionary<string, double>? Observed { get; init; }
+}
 
 /// <summary>What happened in a run so far, over all its interruptions.</summary>
 public sealed class TrainingHistory

@@ -5,7 +5,7 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Training;
 
 /// <summary>
-/// Trains any module: the loss of a step comes from a delegate, the rest (AdamW, schedule, clipping, validation, checkpoints, progress) is the same for every recipe. A run depends on its plan
+/// Trains any module: the loss of a step comes from a delegate, the rest (optimizer, schedule, clipping, validation, checkpoints, progress) is the same for every recipe. A run depends on its plan
 /// and its losses alone, so one that was stopped and taken up again ends where an unbroken one ends.
 /// </summary>
 public sealed class TrainingLoop : IDisposable
@@ -17,7 +17,7 @@ public sealed class TrainingLoop : IDisposable
     private readonly TrainingPlan _plan;
     private readonly string _identity;
     private readonly string? _checkpointPath;
-    private readonly AdamW _optimizer;
+    private readonly OptimizerHelper _optimizer;
     private readonly List<Parameter> _parameters;
 
     /// <summary>Prepares a run.</summary>
@@ -35,18 +35,10 @@ public sealed class TrainingLoop : IDisposable
         _parameters = model.parameters().Where(parameter => parameter.requires_grad).ToList();
         var matrices = _parameters.Where(parameter => parameter.dim() > 1).ToList();
         var vectors = _parameters.Where(parameter => parameter.dim() <= 1).ToList();
-        var groups = new List<AdamW.ParamGroup>();
-        AddGroup(matrices, plan.WeightDecay);
-        AddGroup(vectors, 0);
-        _optimizer = optim.AdamW(groups, plan.LearningRate, plan.Beta1, plan.Beta2);
-
-        void AddGroup(List<Parameter> parameters, double decay)
-        {
-            if (parameters.Count > 0)
-            {
-                groups.Add(new AdamW.ParamGroup(parameters, plan.LearningRate, plan.Beta1, plan.Beta2, 1e-8, decay));
-            }
-        }
+        (List<Parameter> Parameters, double Decay)[] groups = [.. new[] { (matrices, plan.WeightDecay), (vectors, 0) }.Where(group => group.Item1.Count > 0)];
+        _optimizer = plan.Optimizer == TrainingOptimizer.Sgd
+            ? optim.SGD(groups.Select(group => new SGD.ParamGroup(group.Parameters, plan.LearningRate, plan.Beta1, weight_decay: group.Decay)), plan.LearningRate, plan.Beta1)
+            : optim.AdamW(groups.Select(group => new AdamW.ParamGroup(group.Parameters, plan.LearningRate, plan.Beta1, plan.Beta2, 1e-8, group.Decay)), plan.LearningRate, plan.Beta1, plan.Beta2);
     }
 
     /// <summary>Loss of a step (counted from 0): a scalar with a gradient. Everything it makes is disposed after the step.</summary>
@@ -57,6 +49,9 @@ public sealed class TrainingLoop : IDisposable
 
     /// <summary>What to measure between steps, without gradient; null: nothing.</summary>
     public Func<double>? Validation { get; init; }
+
+    /// <summary>What else to note at every validation, by name, without gradient; null: nothing.</summary>
+    public Func<IReadOnlyDictionary<string, double>>? Observe { get; init; }
 
     /// <summary>Time between two checkpoints.</summary>
     public TimeSpan CheckpointEvery { get; init; } = TimeSpan.FromMinutes(1);
@@ -173,7 +168,7 @@ public sealed class TrainingLoop : IDisposable
         using var scope = NewDisposeScope();
         using var gradient = no_grad();
         _model.eval();
-        History.Validations.Add(new ValidationPoint(Step, Validation!()));
+        History.Validations.Add(new ValidationPoint(Step, Validation!()) { Observed = Observe?.Invoke() });
         _model.train();
     }
 }

@@ -1,8 +1,21 @@
 namespace Heed.Lab.Training;
 
-/// <summary>How long and how fast to train: AdamW with a linear warm-up and a cosine decay, gradients clipped by their norm.</summary>
+/// <summary>What turns gradients into steps.</summary>
+public enum TrainingOptimizer
+{
+    /// <summary>Adam with decoupled weight decay.</summary>
+    AdamW,
+
+    /// <summary>Stochastic gradient descent with momentum <see cref="TrainingPlan.Beta1"/>; weight decay is part of the gradient.</summary>
+    Sgd,
+}
+
+/// <summary>How long and how fast to train: AdamW (or SGD) with a linear warm-up and a cosine decay, gradients clipped by their norm.</summary>
 public sealed record TrainingPlan
 {
+    /// <summary>What turns gradients into steps.</summary>
+    public TrainingOptimizer Optimizer { get; init; }
+
     /// <summary>Number of optimizer steps.</summary>
     public required long Steps { get; init; }
 
@@ -18,7 +31,7 @@ public sealed record TrainingPlan
     /// <summary>Weight decay of matrices; vectors (norms, biases) are not decayed.</summary>
     public double WeightDecay { get; init; } = 0.1;
 
-    /// <summary>Decay of the running mean of the gradients.</summary>
+    /// <summary>Decay of the running mean of the gradients; the momentum of SGD.</summary>
     public double Beta1 { get; init; } = 0.9;
 
     /// <summary>Decay of the running mean of the squared gradients.</summary>

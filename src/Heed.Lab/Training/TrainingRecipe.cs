@@ -1,6 +1,9 @@
+using Heed.Lab.Brains;
+using Heed.Lab.Backcopy;
 using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
+using Heed.Lab.Regression;
 using Heed.Lab.Speech;
 using Heed.Lab.Texts;
 using Heed.Lab.Videos;
@@ -66,6 +69,10 @@ public abstract class TrainingRecipe
         new VideoRecipe(),
         new FashionRecipe(),
         new TextRecipe(),
+        new RegressionRecipe(),
+        new BrainRecipe(),
+        new BackcopyRecipe(),
+        new Scenes.CaptionRecipe(),
         new SpeechRecipe(),
     ];
 

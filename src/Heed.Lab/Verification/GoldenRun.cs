@@ -116,18 +116,19 @@ public sealed class GoldenRun : IDisposable
     internal void Finish()
     {
         const string Incoming = "gradout.";
-        var incoming = Case.Names.Where(name => name.StartsWith(Incoming, StringComparison.Ordinal)).ToList();
-        if (incoming.Count > 0)
+        Tensor? total = null;
+        foreach (var name in Case.Names.Where(name => name.StartsWith(Incoming, StringComparison.Ordinal)))
         {
-            Tensor? total = null;
-            foreach (var name in incoming)
-            {
-                var output = _outputs.GetValueOrDefault(name[Incoming.Length..]) ?? throw new InvalidDataException($"The output of '{name}' was not computed.");
-                var part = (output * Case.Read(name).to(output.dtype)).sum();
-                total = total is null ? part : total + part;
-            }
+            var output = _outputs.GetValueOrDefault(name[Incoming.Length..]) ?? throw new InvalidDataException($"The output of '{name}' was not computed.");
+            var part = (output * Case.Read(name).to(output.dtype)).sum();
+            total = total is null ? part : total + part;
+        }
 
-            total!.backward();
+        // Cases of a loss have the gradients of the loss itself.
+        total ??= Case.Names.Any(name => name.StartsWith("grad.", StringComparison.Ordinal)) ? _outputs.GetValueOrDefault("loss") : null;
+        if (total is not null)
+        {
+            total.backward();
             foreach (var (name, leaf) in _gradients.Where(entry => Case.Has(entry.Key)))
             {
                 Compare(name, leaf.grad ?? zeros_like(leaf));

@@ -63,17 +63,48 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
     /// <exception cref="ArgumentException">The ids are not int64 <c>[B, N]</c> with at least one token, or one is not in the vocabulary, or the cache is of another model.</exception>
     public Tensor forward(Tensor ids, KeyValueCache? cache, ICollection<Tensor>? hiddenStates = null, bool lastOnly = false)
     {
+        using var embeddings = Embed(ids);
+        return ForwardEmbeddings(embeddings, cache, hiddenStates, lastOnly);
+    }
+
+    /// <summary>The embeddings of tokens: what <see cref="ForwardEmbeddings"/> reads.</summary>
+    /// <param name="ids">Token ids, int64 <c>[B, N]</c>.</param>
+    /// <returns><c>[B, N, C]</c>.</returns>
+    /// <exception cref="ArgumentException">The ids are not int64 <c>[B, N]</c> with at least one token, or one is not in the vocabulary.</exception>
+    public Tensor Embed(Tensor ids)
+    {
         CheckIds(ids);
+        using var scope = NewDisposeScope();
+        return model.Embed(ids).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The logits of a sequence that is given as embeddings, so that pictures or sound can stand among the tokens. The rest is as for token ids: <c>forward(ids)</c> is this of <see cref="Embed"/>.</summary>
+    /// <param name="embeddings"><c>[B, N, C]</c>, of the model's type.</param>
+    /// <param name="cache">Earlier tokens of the same sequences: positions go on from them, and the new ones are appended. Null: the sequences start here.</param>
+    /// <param name="hiddenStates">Receives what it does for token ids; null: not wanted.</param>
+    /// <param name="lastOnly">Whether the logits of the last token are enough, as in generation.</param>
+    /// <returns><c>[B, N, V]</c>, or <c>[B, 1, V]</c> of the last token.</returns>
+    /// <exception cref="ArgumentException">The embeddings are not <c>[B, N, C]</c> with at least one token, or the cache is of another model.</exception>
+    public Tensor ForwardEmbeddings(Tensor embeddings, KeyValueCache? cache = null, ICollection<Tensor>? hiddenStates = null, bool lastOnly = false)
+    {
+        ArgumentNullException.ThrowIfNull(embeddings);
+        if (embeddings.dim() != 3 || embeddings.shape[0] < 1 || embeddings.shape[1] < 1 || embeddings.shape[2] != Configuration.HiddenSize)
+        {
+            throw new ArgumentException(
+                $"Embeddings must be [batch, tokens, {Configuration.HiddenSize}] with at least one token, not [{string.Join(", ", embeddings.shape)}].", nameof(embeddings));
+        }
+
         if (cache is not null && cache.Layers != Configuration.Layers)
         {
             throw new ArgumentException($"The cache has {cache.Layers} layers, the decoder {Configuration.Layers}.", nameof(cache));
         }
 
         using var scope = NewDisposeScope();
-        var tokens = ids.shape[1];
-        using Scalar earlier = cache?.Length ?? 0L;
-        var positions = arange(tokens, dtype: int64, device: ids.device) + earlier;
-        var hidden = model.forward(ids, positions, cache, hiddenStates);
+        var tokens = embeddings.shape[1];
+        Hooks.FirstPosition = cache?.Length ?? 0L;
+        using Scalar earlier = Hooks.FirstPosition;
+        var positions = arange(tokens, dtype: int64, device: embeddings.device) + earlier;
+        var hidden = model.forward(embeddings, positions, cache, hiddenStates);
         if (lastOnly)
         {
             hidden = hidden.narrow(1, tokens - 1, 1);
@@ -127,11 +158,14 @@ public sealed class Decoder : nn.Module<Tensor, Tensor>
 
         public Parameter Embedding => embed_tokens.Weight;
 
-        public Tensor forward(Tensor ids, Tensor positions, KeyValueCache? cache, ICollection<Tensor>? hiddenStates)
+        public Tensor Embed(Tensor ids) => embed_tokens.forward(ids);
+
+        public Tensor forward(Tensor embeddings, Tensor positions, KeyValueCache? cache, ICollection<Tensor>? hiddenStates)
         {
             using var scope = NewDisposeScope();
             var rotary = _rotary.Tables(positions, Embedding.dtype);
-            var hidden = embed_tokens.forward(ids);
+            // A handle of its own: the caller's tensor must stay in the caller's scope.
+            var hidden = hiddenStates is null ? embeddings : embeddings.alias();
             foreach (var layer in layers)
             {
                 hiddenStates?.Add(hidden.MoveToOuterDisposeScope().MoveToOuterDisposeScope());

@@ -11,9 +11,14 @@ public sealed class FeedForward : nn.Module<Tensor, Tensor>
     private readonly Projection down_proj;
     private readonly string _activation;
 
-    internal FeedForward(DecoderConfiguration configuration, Generator? generator, bool initialize)
+    /// <summary>Makes the layer.</summary>
+    /// <param name="configuration">A decoder's shape, of which widths, activation and bias are read.</param>
+    /// <param name="generator">Draws the weights; null: libtorch's own.</param>
+    /// <param name="initialize">Whether weights are drawn at all, or left as memory comes for a checkpoint to fill.</param>
+    public FeedForward(DecoderConfiguration configuration, Generator? generator = null, bool initialize = true)
         : base(nameof(FeedForward))
     {
+        ArgumentNullException.ThrowIfNull(configuration);
         var (width, inner, bias) = (configuration.HiddenSize, configuration.IntermediateSize, configuration.FeedForwardBias);
         _activation = configuration.Activation;
         gate_proj = new Projection(width, inner, bias, generator, initialize);

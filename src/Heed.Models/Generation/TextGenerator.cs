@@ -50,17 +50,52 @@ public sealed class TextGenerator
     public GenerationResult Generate(IReadOnlyList<int> prompt, GenerationOptions? options = null, Action<int>? onToken = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(prompt);
+        return Run(prompt.Count, cache => Read(prompt, cache), null, options, onToken, cancellation);
+    }
+
+    /// <summary>Continues a sequence that is given as embeddings, for example a text with a picture in it.</summary>
+    /// <param name="prompt">The sequence.</param>
+    /// <param name="options">How to choose tokens and when to stop; null: the defaults.</param>
+    /// <param name="onToken">Receives every new token; null: no one.</param>
+    /// <param name="cancellation">Ends the generation between tokens.</param>
+    /// <exception cref="ArgumentException">The prompt is of more than one sequence or has more tokens than the context holds, or an option is out of range.</exception>
+    /// <exception cref="InvalidOperationException">The model's logits are not numbers.</exception>
+    /// <exception cref="OperationCanceledException">It was cancelled.</exception>
+    public GenerationResult Generate(EmbeddedPrompt prompt, GenerationOptions? options = null, Action<int>? onToken = null, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(prompt);
+        return Run(prompt.Length, cache => _model.ForwardEmbeddings(prompt.Embeddings, cache, lastOnly: true), prompt.Layout, options, onToken, cancellation);
+    }
+
+    /// <summary>Continues a sequence that is given as embeddings, as text.</summary>
+    /// <param name="prompt">The sequence.</param>
+    /// <param name="options">How to choose tokens and when to stop; null: the defaults.</param>
+    /// <param name="onText">Receives the new text piece by piece, whole characters only.</param>
+    /// <param name="cancellation">Ends the generation between tokens.</param>
+    /// <inheritdoc cref="Generate(EmbeddedPrompt, GenerationOptions, Action{int}, CancellationToken)" path="/exception"/>
+    public GenerationResult Generate(EmbeddedPrompt prompt, GenerationOptions? options, Action<string> onText, CancellationToken cancellation = default)
+    {
+        ArgumentNullException.ThrowIfNull(onText);
+        var stream = new TextStream(_tokenizer ?? throw new InvalidOperationException("The model has no tokenizer, so it gives token ids and not text."), onText);
+        var result = Generate(prompt, options, stream.Add, cancellation);
+        stream.Flush();
+        return result;
+    }
+
+    // The one loop: the first step reads the prompt, whatever it is made of, the others a token each.
+    private GenerationResult Run(int promptTokens, Func<KeyValueCache, Tensor> read, TokenLayout? layout, GenerationOptions? options, Action<int>? onToken, CancellationToken cancellation)
+    {
         options ??= new GenerationOptions();
         options.Validate();
         var context = _model.Configuration.ContextLength;
-        if (prompt.Count == 0)
+        if (promptTokens == 0)
         {
-            throw new ArgumentException("The prompt has no token to continue from; give some text.", nameof(prompt));
+            throw new ArgumentException("The prompt has no token to continue from; give some text.", nameof(promptTokens));
         }
 
-        if (prompt.Count > context)
+        if (promptTokens > context)
         {
-            throw new ArgumentException($"The prompt has {prompt.Count} tokens and the model's context only {context}; shorten it.", nameof(prompt));
+            throw new ArgumentException($"The prompt has {promptTokens} tokens and the model's context only {context}; shorten it.", nameof(promptTokens));
         }
 
         var stops = options.StopTokenIds ?? [.. _model.Configuration.EndTokenIds, .. _tokenizer?.EndTokenIds ?? []];
@@ -69,39 +104,51 @@ public sealed class TextGenerator
         var reason = StopReason.MaximumTokens;
         using var quiet = inference_mode();
         using var cache = _model.CreateCache(options.CacheType ?? ModelType());
-        var clock = Stopwatch.StartNew();
-        var promptTime = TimeSpan.Zero;
-        var next = prompt;
-        while (ids.Count < options.MaximumTokens)
+        var layoutBefore = _model.Hooks.Layout;
+        _model.Hooks.Layout = layout;
+        try
         {
-            cancellation.ThrowIfCancellationRequested();
-            if (cache.Length + next.Count > context)
+            var clock = Stopwatch.StartNew();
+            var promptTime = TimeSpan.Zero;
+            while (ids.Count < options.MaximumTokens)
             {
-                reason = StopReason.ContextLength;
-                break;
+                cancellation.ThrowIfCancellationRequested();
+                if (cache.Length + (ids.Count == 0 ? promptTokens : 1) > context)
+                {
+                    reason = StopReason.ContextLength;
+                    break;
+                }
+
+                var id = Step(() => ids.Count == 0 ? read(cache) : Read([ids[^1]], cache), sampler);
+                promptTime = ids.Count == 0 ? clock.Elapsed : promptTime;
+                if (stops.Contains(id))
+                {
+                    reason = StopReason.StopToken;
+                    break;
+                }
+
+                ids.Add(id);
+                onToken?.Invoke(id);
             }
 
-            var id = Step(next, cache, sampler);
-            promptTime = ids.Count == 0 ? clock.Elapsed : promptTime;
-            if (stops.Contains(id))
-            {
-                reason = StopReason.StopToken;
-                break;
-            }
-
-            ids.Add(id);
-            onToken?.Invoke(id);
-            next = [id];
+            return new GenerationResult(ids, _tokenizer?.Decode(ids), reason, promptTokens, promptTime, clock.Elapsed - promptTime, cache.Bytes);
         }
-
-        return new GenerationResult(ids, _tokenizer?.Decode(ids), reason, prompt.Count, promptTime, clock.Elapsed - promptTime, cache.Bytes);
+        finally
+        {
+            _model.Hooks.Layout = layoutBefore;
+        }
     }
 
-    private int Step(IReadOnlyList<int> tokens, KeyValueCache cache, TokenSampler sampler)
+    private Tensor Read(IReadOnlyList<int> tokens, KeyValueCache cache)
+    {
+        using var ids = tensor(tokens.Select(id => (long)id).ToArray()).unsqueeze(0);
+        return _model.forward(ids, cache, lastOnly: true);
+    }
+
+    private static int Step(Func<Tensor> read, TokenSampler sampler)
     {
         using var scope = NewDisposeScope();
-        var ids = tensor(tokens.Select(id => (long)id).ToArray()).unsqueeze(0);
-        var logits = _model.forward(ids, cache, lastOnly: true).flatten().to(float32).contiguous();
+        var logits = read().flatten().to(float32).contiguous();
         return sampler.Choose(System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(logits.bytes));
     }
 

@@ -40,6 +40,26 @@ public sealed class HeadScaling : AttentionHook
         return new(heads.Select(head => new HeadFactor(head.Layer, head.Head, 0)));
     }
 
+    /// <summary>Zeroes heads of a tensor.</summary>
+    /// <param name="weights"><c>[B, H, ...]</c>: maps or outputs.</param>
+    /// <param name="heads">The heads, boolean <c>[H]</c> or <c>[B, H]</c>.</param>
+    /// <exception cref="ArgumentException">The heads do not fit.</exception>
+    public static torch.Tensor Zero(torch.Tensor weights, torch.Tensor heads)
+    {
+        ArgumentNullException.ThrowIfNull(weights);
+        ArgumentNullException.ThrowIfNull(heads);
+        using var scope = torch.NewDisposeScope();
+        using Scalar zero = 0;
+        return weights.masked_fill(Chosen(weights, heads), zero).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Chosen heads, boolean <c>[H]</c> or <c>[B, H]</c>, as a mask of four dimensions.</summary>
+    internal static torch.Tensor Chosen(torch.Tensor weights, torch.Tensor heads) =>
+        weights.dim() == 4 && heads.dtype == torch.ScalarType.Bool && heads.dim() is 1 or 2 && heads.shape[^1] == weights.shape[1] && (heads.dim() == 1 || heads.shape[0] == weights.shape[0])
+            ? heads.view(-1, weights.shape[1], 1, 1)
+            : throw new ArgumentException(
+                $"Heads are boolean [H] or [B, H] of tensors [B, H, N, M], not {heads.dtype} [{string.Join(", ", heads.shape)}] of [{string.Join(", ", weights.shape)}].", nameof(heads));
+
     /// <inheritdoc/>
     public override AttentionStages StagesAt(AttentionSite site)
     {

@@ -127,7 +127,7 @@ internal sealed unsafe class FusedProblem
             FusedAttention.Forward(arguments);
             if (statistics?.MassPerKey is { } mass)
             {
-                FusedAttention.MassPerKey(arguments, (float*)TensorMemory.Data(mass));
+                FusedAttention.MassPerKey(arguments, (float*)TensorMemory.Data(mass), statistics.KeyEntropy is { } entropy ? (float*)TensorMemory.Data(entropy) : null);
             }
         }
 

@@ -34,7 +34,8 @@ internal sealed unsafe class StatisticsBuffers
             _keySet.narrow(1, 0, members.size(1)).copy_(members);
         }
 
-        MassPerKey = request.MassPerKey ? empty(batch, heads, keys, ScalarType.Float32) : null;
+        MassPerKey = request.MassPerKey || request.KeyEntropy ? empty(batch, heads, keys, ScalarType.Float32) : null;
+        KeyEntropy = request.KeyEntropy ? empty(batch, heads, keys, ScalarType.Float32) : null;
     }
 
     /// <summary>Log-sum-exp <c>[B, H, Nq]</c>, always wanted.</summary>
@@ -42,6 +43,9 @@ internal sealed unsafe class StatisticsBuffers
 
     /// <summary>Mass per key <c>[B, H, Nk]</c>, where wanted.</summary>
     public Tensor? MassPerKey { get; }
+
+    /// <summary>Entropy of every key <c>[B, H, Nk]</c>, where wanted.</summary>
+    public Tensor? KeyEntropy { get; }
 
     /// <summary>The kernel's view of the row statistics.</summary>
     public RowStatistics Rows() => new()
@@ -70,6 +74,7 @@ internal sealed unsafe class StatisticsBuffers
         TopWeights = _topWeights,
         TopKeys = _topKeys,
         MassPerKey = MassPerKey,
+        KeyEntropy = KeyEntropy,
     };
 
     private static float* Floats(Tensor? tensor) => tensor is null ? null : (float*)TensorMemory.Data(tensor);

@@ -47,11 +47,12 @@ public sealed class TrainingLoopTests : IDisposable
     }
 
     [Theory]
-    [InlineData(1)]
-    [InlineData(17)]
-    public void A_stopped_run_ends_with_the_bits_of_an_unbroken_one(int stopAfter)
+    [InlineData(1, TrainingOptimizer.AdamW)]
+    [InlineData(17, TrainingOptimizer.AdamW)]
+    [InlineData(17, TrainingOptimizer.Sgd)]
+    public void A_stopped_run_ends_with_the_bits_of_an_unbroken_one(int stopAfter, TrainingOptimizer optimizer)
     {
-        var plan = new TrainingPlan { Steps = 40, WarmupSteps = 5, LearningRate = 0.02, ValidateEvery = 10 };
+        var plan = new TrainingPlan { Optimizer = optimizer, Steps = 40, WarmupSteps = 5, LearningRate = 0.02, ValidateEvery = 10 };
         using var unbroken = new Problem();
         using (var loop = unbroken.Loop(plan))
         {

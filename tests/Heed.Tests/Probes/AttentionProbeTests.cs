@@ -48,6 +48,8 @@ public sealed class AttentionProbeTests
             }
 
             Assertions.Close(map.sum(-2), found.MassPerKey!, 1e-5);
+            var shares = map / map.sum(-2, keepdim: true).clamp(min: 1e-12);
+            Assertions.Close(xlogy(shares, shares).sum(-2).neg(), found.KeyEntropy!, 1e-4);
         }
     }
 

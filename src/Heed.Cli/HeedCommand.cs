@@ -17,6 +17,7 @@ internal static partial class HeedCommand
         {
             InspectCommand.Create(),
             GenerateCommand.Create(),
+            TranscribeCommand.Create(),
             VerifyCommand.Create(),
             BenchCommand.Create(),
             ReproduceCommand.Create(),

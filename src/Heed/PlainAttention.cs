@@ -47,7 +47,15 @@ internal static class PlainAttention
                 ObserverStages.Deliver(call, Statistics(map, weights, call.Options, pass.Request), pass);
             }
 
-            call.Map = null;
+            if (hooks.StagesAt(call.Site).HasFlag(AttentionStages.Output))
+            {
+                // Edits of the output go by the weights as they are here, whoever changed them.
+                call.Map = weights.alias().MoveToOuterDisposeScope();
+            }
+            else
+            {
+                call.Map = null;
+            }
         }
 
         var output = Mix(weights, call.Value.to(weights.dtype), map.Allowed);
@@ -64,6 +72,14 @@ internal static class PlainAttention
     {
         using var scope = NewDisposeScope();
         return Normalize(Scores(query, key, options, heads, rows), query, key, options, heads, rows).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>The scores of chosen columns, minus infinity where there is no pair, in float32 or wider, <c>[B, heads, rows, columns]</c>.</summary>
+    public static Tensor ColumnScores(Tensor query, Tensor key, AttentionOptions options, Tensor columns, IReadOnlyList<int>? heads, IReadOnlyList<long>? rows)
+    {
+        using var scope = NewDisposeScope();
+        var wide = query.dtype is ScalarType.Float16 or ScalarType.BFloat16 ? query.to(float32) : query;
+        return Scores(wide, key, options, heads, rows, columns).Scores.MoveToOuterDisposeScope();
     }
 
     /// <summary>Log-sum-exp of every row including the sink, <c>[B, H, Nq]</c>; minus infinity where there is no pair.</summary>
@@ -100,16 +116,17 @@ internal static class PlainAttention
 
     /// <summary>Scores with minus infinity where no pair exists, the pairs, and where queries and keys stand (all broadcast to the
     /// scores).</summary>
-    private static ScoreMap Scores(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null)
+    private static ScoreMap Scores(
+        Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<int>? heads = null, IReadOnlyList<long>? rows = null, Tensor? columns = null)
     {
-        var (batch, headCount, width) = (query.shape[0], query.shape[1], query.shape[3]);
+        var (headCount, width) = (query.shape[1], query.shape[3]);
         var scale = options.Scale ?? (width > 0 ? 1 / Math.Sqrt(width) : 1);
-        var chosenKeys = Choose(RepeatHeads(key.to(query.dtype), headCount), heads, null);
+        var chosenKeys = Choose(RepeatHeads(Pick(key, 2, columns).to(query.dtype), headCount), heads, null);
         using Scalar factor = scale;
         var scores = matmul(Choose(query, heads, rows), chosenKeys.transpose(-1, -2)).mul(factor);
         foreach (var bias in options.Biases.OfType<LowRankBias>())
         {
-            scores = scores + matmul(Choose(AsFour(bias.QueryFactors), heads, rows), Choose(AsFour(bias.KeyFactors), heads, null).transpose(-1, -2)).to(scores.dtype);
+            scores = scores + matmul(Choose(AsFour(bias.QueryFactors), heads, rows), Choose(Pick(AsFour(bias.KeyFactors), 2, columns), heads, null).transpose(-1, -2)).to(scores.dtype);
         }
 
         if (options.Softcap is { } cap)
@@ -118,13 +135,13 @@ internal static class PlainAttention
             scores = tanh(scores.div(limit)).mul(limit);
         }
 
-        var (position, keyIndex, exists) = Positions(query, key, options, rows);
+        var (position, keyIndex, exists) = Positions(query, key, options, rows, columns);
         foreach (var bias in options.Biases)
         {
             scores = bias switch
             {
-                DenseBias dense => scores + Choose(AsFour(dense.Values), heads, rows).to(scores.dtype),
-                KeyBias perKey => scores + Choose(Broadcast(perKey.Values, 3).unsqueeze(-2), heads, null).to(scores.dtype),
+                DenseBias dense => scores + Pick(Choose(AsFour(dense.Values), heads, rows), 3, columns).to(scores.dtype),
+                KeyBias perKey => scores + Pick(Choose(Broadcast(perKey.Values, 3).unsqueeze(-2), heads, null), 3, columns).to(scores.dtype),
                 AlibiBias alibi => scores - (Choose(alibi.Slopes.to(scores.dtype).view(1, -1, 1, 1), heads, null) * (position - keyIndex).abs().to(scores.dtype)),
                 _ => scores,
             };
@@ -150,19 +167,19 @@ internal static class PlainAttention
 
         if (options.Mask is { } mask)
         {
-            allowed = allowed.logical_and(Choose(AsFour(mask), heads, rows));
+            allowed = allowed.logical_and(Pick(Choose(AsFour(mask), heads, rows), 3, columns));
         }
 
         if (options.BlockMask is { } blocks)
         {
             var (listed, bias) = Expand(blocks, heads, rows);
-            allowed = allowed.logical_and(listed.to(query.device));
-            scores = bias is null ? scores : scores + bias.to(scores.dtype).to(query.device);
+            allowed = allowed.logical_and(Pick(listed.to(query.device), 3, columns));
+            scores = bias is null ? scores : scores + Pick(bias.to(scores.dtype).to(query.device), 3, columns);
         }
 
         if (options.KeyRuns is { } runs)
         {
-            allowed = allowed.logical_and(Expand(runs, (int)headCount, heads, rows).to(query.device));
+            allowed = allowed.logical_and(Pick(Expand(runs, (int)headCount, heads, rows).to(query.device), 3, columns));
         }
 
         allowed = allowed.expand(scores.shape);
@@ -320,13 +337,13 @@ internal static class PlainAttention
 
     /// <summary>Aligned positions of the queries <c>[B, 1, Nq, 1]</c>, indices of the keys <c>[B, 1, 1, Nk]</c> within their sequence, and
     /// which pairs lie within a sequence <c>[B, 1, Nq, Nk]</c>; all broadcast.</summary>
-    private static (Tensor Position, Tensor KeyIndex, Tensor Exists) Positions(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<long>? rows)
+    private static (Tensor Position, Tensor KeyIndex, Tensor Exists) Positions(Tensor query, Tensor key, AttentionOptions options, IReadOnlyList<long>? rows, Tensor? columns = null)
     {
         var device = query.device;
         var (queries, keys) = (query.shape[2], key.shape[2]);
         using Scalar queryCount = queries, keyCount = keys;
         var row = (rows is null ? arange(queryCount, dtype: int64, device: device) : tensor(rows.ToArray(), device: device)).view(1, 1, -1, 1);
-        var column = arange(keyCount, dtype: int64, device: device).view(1, 1, 1, -1);
+        var column = (columns ?? arange(keyCount, dtype: int64, device: device)).view(1, 1, 1, -1);
         var toStart = options.Causal == Causality.AlignedToStart;
         if (options.QueryOffsets is { } queryOffsets)
         {
@@ -427,8 +444,12 @@ internal static class PlainAttention
         return tensor(pairs).view(runs.Batches, listedHeads, rowCount, keys);
     }
 
-    private static Tensor RepeatHeads(Tensor keyOrValue, long heads) =>
+    /// <summary>Keys or values, repeated for the query heads that share them.</summary>
+    public static Tensor RepeatHeads(Tensor keyOrValue, long heads) =>
         keyOrValue.shape[1] == heads ? keyOrValue : keyOrValue.repeat_interleave(heads / keyOrValue.shape[1], dim: 1);
+
+    /// <summary>Chosen columns along a dimension; one of size one stands for all.</summary>
+    private static Tensor Pick(Tensor map, int dimension, Tensor? columns) => columns is null || map.shape[dimension] == 1 ? map : map.index_select(dimension, columns);
 
     private static Tensor AsFour(Tensor map) => Broadcast(map, 4);
 

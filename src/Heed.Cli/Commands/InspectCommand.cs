@@ -29,12 +29,14 @@ internal static class InspectCommand
             DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
         }.Between(0.1, 1000);
         var image = new Option<string?>("--image") { Description = "Look at a picture with a vision model: a file, or the number of a picture of Fashion-MNIST's test split.", HelpName = "FILE|N" };
+        var audio = new Option<string?>("--audio") { Description = "Listen to a sound with a speech model: a WAV file.", HelpName = "FILE" };
+        var masks = new Option<int>("--masks") { Description = "With --audio: how often parts of the sound are hidden to find what matters; 0: never.", HelpName = "N" }.AtLeast(0);
         var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
         var data = new Option<string?>("--data") { Description = "Folder of Fashion-MNIST; the default is where its Debian package puts it.", HelpName = "FOLDER" };
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, weights, data, output, tokens, budget, attention, threads, json };
+        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, audio, masks, weights, data, output, tokens, budget, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
             var options = new InspectionOptions
@@ -47,6 +49,22 @@ internal static class InspectCommand
             }
 
             var name = result.GetRequiredValue(model);
+            if (result.GetValue(audio) is { } sound)
+            {
+                if (new Option[] { text, image, weights, data, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } foreign)
+                {
+                    throw new ArgumentException($"{foreign.Name} is not for sounds: leave it out where --audio is given.");
+                }
+
+                return InspectAudio.Run(
+                    new(result.GetResult(model) is { Implicit: false } ? name : null, sound, result.GetResult(masks) is null ? null : result.GetValue(masks), result.GetRequiredValue(output), result.GetValue(json)), terminal, cancellation);
+            }
+
+            if (result.GetResult(masks) is not null)
+            {
+                throw new ArgumentException("--masks is for sounds: say which with --audio FILE.");
+            }
+
             if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
             {
                 if (new Option[] { text, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)

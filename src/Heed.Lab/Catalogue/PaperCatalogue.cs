@@ -26,7 +26,10 @@ public static class PaperCatalogue
         },
         new("attention-calibration", "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without Training through Attention Calibration", "2406.15765", 2024, Room.Edits,
             "Finds columns that soak up attention beyond the first, scales them down in chosen heads and hands the mass to the rest.",
-            "Accuracy of Llama-30B rises by up to 7.30 % without training."),
+            "Accuracy of Llama-30B rises by up to 7.30 % without training.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Edits/AttentionCalibration.cs",
+        },
         new("brain-encoders", "Transformer brain encoders explain human high-level visual responses", "2505.17329", 2025, Room.Heads,
             "One learned query per brain area picks, per image, the patches that predict its responses.",
             $"Routing by attention predicts high-level visual areas significantly better than ridge and factorised readouts ({NoFigure}).")
@@ -41,7 +44,10 @@ public static class PaperCatalogue
             $"The first to edit at all steps and in all attention layers without choosing them by hand, at state-of-the-art quality ({NoFigure})."),
         new("cross-attention-saliency", "Cross-Attention is Half Explanation in Speech-to-Text Models", "2509.18010", 2025, Room.Probes,
             "Compares cross-attention maps with perturbation saliency in speech-to-text models.",
-            "Cross-attention captures about 50 % of the relevance of the input, and 52 to 75 % of that of the encoder's output at best."),
+            "Cross-attention captures about 50 % of the relevance of the input, and 52 to 75 % of that of the encoder's output at best.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Explanations/SpesExplainer.cs",
+        },
         new("ditctrl", "DiTCtrl: Exploring Attention Control in Multi-Modal Diffusion Transformer for Tuning-Free Multi-Prompt Longer Video Generation", "2412.18597", 2024, Room.Edits,
             "Makes one long video of several prompts by sharing keys and values, under masks, between neighbouring clips.",
             "Prompts change more smoothly than with the compared methods: CSCV 84.90 % against 84.37 % for FreeNoise, 78.74 % on the same model."),
@@ -98,7 +104,10 @@ public static class PaperCatalogue
         },
         new("imbalanced-attention", "Fixing Imbalanced Attention to Mitigate In-Context Hallucination of Large Vision-Language Model", "2501.12206", 2025, Room.Edits,
             "Raises the scores of informative and summary image tokens while a vision-language model writes.",
-            "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8."),
+            "Sentences with hallucinations (CHAIR-S) fall from 46.2 to 17.6, F1 from 75.9 to 71.8.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Edits/InformedTokens.cs",
+        },
         new("in-context-linear-regression",
             "In-Context Linear Regression Demystified: Training Dynamics and Mechanistic Interpretability of Multi-Head Softmax Attention", "2503.12734", 2025, Room.Lab,
             "Shows what one softmax layer learns from linear regression in context: heads of opposite sign that descend a gradient.",
@@ -193,7 +202,10 @@ public static class PaperCatalogue
             "Accuracy on ScreenSpot-Pro rises from 44.6 to 52.5, on ScreenSpot-v2 from 92.1 to 92.4."),
         new("visual-attention-sink", "See What You Are Told: Visual Attention Sink in Large Multimodal Models", "2503.03321", 2025, Room.Edits,
             "Moves attention from image tokens that are sinks to the other image tokens, in heads that look at the image.",
-            "LLaVA-1.5-7B gains without training: GQA from 62.0 to 63.5, VizWiz from 50.0 to 53.7."),
+            "LLaVA-1.5-7B gains without training: GQA from 62.0 to 63.5, VizWiz from 50.0 to 53.7.")
+        {
+            State = PaperState.Verified, Location = "src/Heed/Edits/VisualAttentionRedistribution.cs",
+        },
         new("visual-mamba", "A Survey on Visual Mamba", "2404.15956", 2024, Room.Mixers,
             "Selective scans over images: bidirectional, crossed, serpentine, windowed, atrous and zigzag orders.",
             "The scan is linear in the number of tokens; among the surveyed, VMamba-T reaches 82.6 on ImageNet where Swin-T has 81.2.")

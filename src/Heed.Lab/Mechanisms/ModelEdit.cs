@@ -1,5 +1,6 @@
 using System.Globalization;
 using Heed.Edits;
+using Heed.Models.VisionLanguage;
 
 namespace Heed.Lab.Mechanisms;
 
@@ -7,7 +8,14 @@ namespace Heed.Lab.Mechanisms;
 /// <param name="Hooks">Its hooks.</param>
 /// <param name="Layers">Number of attention layers.</param>
 /// <param name="Heads">Query heads of a layer.</param>
-public sealed record EditTarget(AttentionHooks Hooks, int Layers, int Heads);
+public sealed record EditTarget(AttentionHooks Hooks, int Layers, int Heads)
+{
+    /// <summary>The vision-language model whose decoder this is; null: it reads texts alone.</summary>
+    public VisionLanguageModel? Pictures { get; init; }
+
+    /// <summary>Whether edits change the map itself, so that probes see it edited. Slower.</summary>
+    public bool Materialize { get; init; }
+}
 
 /// <summary>A change to a trained model, without training, that <c>--edit NAME:option=value,...</c> names.</summary>
 /// <param name="Name">Name on the command line.</param>
@@ -21,6 +29,8 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     public static IReadOnlyList<ModelEdit> All { get; } =
     [
         new("heads", "heads:scale=2.0/2.3,by=0", "multiplies the outputs of heads, written layer.head with / between them, by a factor; 0 removes them", null, ScaledHeads),
+        new("var", "var:rho=0.5,image=0.2,keep=0.6,from=2,to=LAYERS,dims=BOS,threshold=BY WIDTH", "takes attention off sink tokens and gives it to the rest of the picture, where a head looks at the picture", "visual-attention-sink", PictureEdits.Redistribution),
+        new("informed", "informed:alpha=0.7,beta=0.4,local=0.25,spatial=0,tokens=informed,from=2,to=32", "raises the scores of the patches that the encoder finds informative; tokens=all: of all patches by alpha", "imbalanced-attention", PictureEdits.Informed),
     ];
 
     /// <summary>Reads an edit.</summary>

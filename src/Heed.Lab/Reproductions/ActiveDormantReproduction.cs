@@ -117,7 +117,12 @@ internal sealed class ActiveDormantReproduction : Reproduction
         static int SinkLayer(Trained result) => Enumerable.Range(0, 3).MaxBy(layer => result.Last.Layers[layer].SinkAttention);
         static (double Sink, double Other) Before(BackcopyMeasures measures, int layer) =>
             layer == 0 ? (measures.EmbeddedSink, measures.EmbeddedOther) : (measures.Layers[layer - 1].SinkResidual, measures.Layers[layer - 1].OtherResidual);
-        static double Ratio(Trained result) => Before(result.Last, SinkLayer(result)) is var (sink, other) ? sink / other : 0;
+        static double Ratio(Trained result)
+        {
+            var (sink, other) = Before(result.Last, SinkLayer(result));
+            return sink / other;
+        }
+
         static double Growth(Trained result) => Before(result.Last, SinkLayer(result)).Sink / Before(result.First, SinkLayer(result)).Sink;
         run.Tables.Add(new(
             $"Three layers, width 32, after {steps} steps: the residual stream at the begin token",
@@ -203,10 +208,17 @@ internal sealed class ActiveDormantReproduction : Reproduction
     {
         const int tokens = 3, size = 10;
         var random = new Random(seed);
-        double[] Shares() => [.. Enumerable.Range(0, size).Select(_ => random.NextDouble()).ToArray() is var draws ? draws.Select(draw => draw / draws.Sum()) : []];
+        double[] Draws() => [.. Enumerable.Range(0, size).Select(_ => random.NextDouble())];
+        double[] Shares()
+        {
+            var draws = Draws();
+            var sum = draws.Sum();
+            return [.. draws.Select(draw => draw / sum)];
+        }
+
         // As the authors draw them, but for the tokens' shares: those are equal, for the concentration of logits is told of tokens that occur equally often.
         var next = Enumerable.Range(0, tokens).Select(_ => Shares()).ToArray();
-        var noise = Enumerable.Range(0, contexts).Select(_ => Enumerable.Range(0, size).Select(_ => 10 * random.NextDouble()).ToArray()).ToArray();
+        var noise = Enumerable.Range(0, contexts).Select(_ => Draws().Select(draw => 10 * draw).ToArray()).ToArray();
         double[] Normal() => [.. Enumerable.Range(0, size).Select(_ => Math.Sqrt(-2 * Math.Log(1 - random.NextDouble())) * Math.Cos(2 * Math.PI * random.NextDouble()))];
         var dynamics = new ReducedSinkDynamics(
             new() { Next = next, Shares = [.. Enumerable.Repeat(1.0 / tokens, tokens)], Contexts = noise, ContextMass = 10, FixLogits = fixLogits, FixValue = fixValue },

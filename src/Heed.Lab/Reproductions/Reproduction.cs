@@ -30,6 +30,7 @@ public abstract class Reproduction
         new ActiveDormantReproduction(),
         new InContextRegressionReproduction(),
         new BrainEncoderReproduction(),
+        new CrossAttentionSaliencyReproduction(),
     ];
 
     /// <summary>The paper.</summary>

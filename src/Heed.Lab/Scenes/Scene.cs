@@ -81,7 +81,7 @@ public sealed record Scene(IReadOnlyList<SceneObject> Objects, byte[] Pixels)
     public const int Side = 48;
 
     /// <summary>Pixels of a side of an object.</summary>
-    public const int ObjectSide = 12;
+    public const int ObjectSide = 14;
 
     private const int Area = Side * Side, Cell = 16, CellsOfSide = Side / Cell, Pairs = 3;
 
@@ -202,9 +202,9 @@ public sealed record Scene(IReadOnlyList<SceneObject> Objects, byte[] Pixels)
             SceneShape.Square => Math.Max(Math.Abs(y), Math.Abs(x)) < Half - 1,
             SceneShape.Disc => distance < Half,
             SceneShape.Triangle => Math.Abs(x) <= (y + Half) / 2,
-            SceneShape.Cross => Math.Min(Math.Abs(y), Math.Abs(x)) < 2,
-            SceneShape.Ring => distance < Half && distance > Half - 2.5,
-            _ => Math.Abs(y) < 2,
+            SceneShape.Cross => Math.Min(Math.Abs(y), Math.Abs(x)) < 2.2,
+            SceneShape.Ring => distance < Half && distance > Half - 3,
+            _ => Math.Abs(y) < 3,
         };
     }
 

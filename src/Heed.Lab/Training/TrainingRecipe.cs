@@ -4,6 +4,7 @@ using Heed.Lab.Images;
 using Heed.Lab.Needle;
 using Heed.Lab.Recall;
 using Heed.Lab.Regression;
+using Heed.Lab.Speech;
 using Heed.Lab.Texts;
 using Heed.Lab.Videos;
 
@@ -72,6 +73,7 @@ public abstract class TrainingRecipe
         new BrainRecipe(),
         new BackcopyRecipe(),
         new Scenes.CaptionRecipe(),
+        new SpeechRecipe(),
     ];
 
     /// <summary>Name on the command line.</summary>

@@ -124,6 +124,15 @@ public static class GoldenVerifier
         new BigramBackcopyTransformerOperation(),
         new ReducedSinkDynamicsOperation(),
         new OnnxAttentionMaps(),
+        new CalibrateOperation(),
+        new VisualAttentionRedistributionOperation(),
+        new SelectVisualTokensOperation(),
+        new InformedTokenAttentionOperation(),
+        new VisualGuidanceOperation(),
+        new SpesExplanationOperation(),
+        new DeletionCurveOperation(),
+        new AlignBoundariesOperation(),
+        new AttentionSaliencyCorrelationOperation(),
     }.ToDictionary(operation => operation.Name, StringComparer.Ordinal);
 
     /// <summary>Runs the cases in a folder and one level below, one after the other. Files that are not cases are passed over.</summary>

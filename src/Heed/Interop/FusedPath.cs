@@ -44,6 +44,7 @@ internal static class FusedPath
             ObserverStages.Deliver(call, buffers.Result(), passes[i]);
         }
 
+        call.LogSumExp = first?.LogSumExp.MoveToOuterDisposeScope();
         return output.MoveToOuterDisposeScope();
     }
 

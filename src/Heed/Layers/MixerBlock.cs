@@ -3,13 +3,15 @@ using static TorchSharp.torch;
 
 namespace Heed.Layers;
 
-/// <summary>A block in pre-norm form around any token mixer: <c>x += mixer(norm1(x))</c>, <c>x += mlp(norm2(x))</c>. Parameter names are timm's: <c>norm1</c>, <c>attn</c>, <c>norm2</c>, <c>mlp.fc1</c>, <c>mlp.fc2</c>.</summary>
+/// <summary>A block in pre-norm form around any token mixer: <c>x += mixer(norm1(x))</c>, <c>x += mlp(norm2(x))</c>. Parameter names are timm's: <c>norm1</c>, <c>attn</c>, <c>norm2</c>, <c>mlp.fc1</c>, <c>mlp.fc2</c>, and where branches are scaled <c>ls1</c>, <c>ls2</c>.</summary>
 public sealed class MixerBlock : nn.Module<Tensor, Tensor>
 {
     private readonly LayerNorm norm1;
     private readonly nn.Module<Tensor, Tensor> attn;
     private readonly LayerNorm? norm2;
     private readonly GeluFeedForward? mlp;
+    private readonly ChannelScale? ls1;
+    private readonly ChannelScale? ls2;
     private readonly DropPath _drop;
 
     /// <summary>Makes a block.</summary>
@@ -18,7 +20,8 @@ public sealed class MixerBlock : nn.Module<Tensor, Tensor>
     /// <param name="mixer">The token mixer, <c>[B, N, C]</c> to <c>[B, N, C]</c>.</param>
     /// <param name="normEpsilon">Epsilon of the norms.</param>
     /// <param name="dropPath">Probability of dropping a branch in training.</param>
-    public MixerBlock(long width, long hidden, nn.Module<Tensor, Tensor> mixer, double normEpsilon = 1e-6, double dropPath = 0)
+    /// <param name="layerScale">What the branches' learned factors per channel (<c>ls1.gamma</c>, <c>ls2.gamma</c>) are at first; 0: there are none.</param>
+    public MixerBlock(long width, long hidden, nn.Module<Tensor, Tensor> mixer, double normEpsilon = 1e-6, double dropPath = 0, double layerScale = 0)
         : base(nameof(MixerBlock))
     {
         norm1 = nn.LayerNorm(width, normEpsilon);
@@ -28,6 +31,12 @@ public sealed class MixerBlock : nn.Module<Tensor, Tensor>
             norm2 = nn.LayerNorm(width, normEpsilon);
             mlp = new(width, hidden);
             Parameters.InitializeNormal(mlp, false);
+        }
+
+        if (layerScale != 0)
+        {
+            ls1 = new(width, layerScale);
+            ls2 = hidden > 0 ? new(width, layerScale) : null;
         }
 
         _drop = new(dropPath);
@@ -46,10 +55,12 @@ public sealed class MixerBlock : nn.Module<Tensor, Tensor>
     {
         using var scope = NewDisposeScope();
         input = Place.Pass(StreamPoint.BlockInput, input);
-        var tokens = input + _drop.forward(Place.Pass(StreamPoint.AttentionOutput, attn.forward(Place.Pass(StreamPoint.AttentionInput, norm1.forward(input)))));
+        var mixed = attn.forward(Place.Pass(StreamPoint.AttentionInput, norm1.forward(input)));
+        var tokens = input + _drop.forward(Place.Pass(StreamPoint.AttentionOutput, ls1?.forward(mixed) ?? mixed));
         if (mlp is not null)
         {
-            tokens = tokens + _drop.forward(Place.Pass(StreamPoint.FeedForwardOutput, mlp.forward(Place.Pass(StreamPoint.FeedForwardInput, norm2!.forward(tokens)))));
+            var fed = mlp.forward(Place.Pass(StreamPoint.FeedForwardInput, norm2!.forward(tokens)));
+            tokens = tokens + _drop.forward(Place.Pass(StreamPoint.FeedForwardOutput, ls2?.forward(fed) ?? fed));
         }
 
         return Place.Pass(StreamPoint.BlockOutput, tokens).MoveToOuterDisposeScope();

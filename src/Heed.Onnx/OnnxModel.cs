@@ -130,17 +130,10 @@ public sealed class OnnxModel : IDisposable
         ArgumentNullException.ThrowIfNull(edits);
         NeedAttention();
         var graph = _graph.Copy();
-        var count = 0;
         foreach (var edit in edits)
         {
             edit.Check(Attentions);
-            string tag;
-            do
-            {
-                tag = $"edit{count++}";
-            }
-            while (_facts.Keys.Any(name => name.Contains($"_before_{tag}", StringComparison.Ordinal)));
-            MapRewriter.Edit(graph, Attentions, edit, _facts, tag);
+            MapRewriter.Edit(graph, Attentions, edit, _facts);
         }
 
         return new(Path, graph, _facts, Attentions, Notices, WeightFiles);

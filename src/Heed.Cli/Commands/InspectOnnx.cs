@@ -84,16 +84,17 @@ internal static class InspectOnnx
         if (inspection.Characters is { } characters)
         {
             var read = new Table().Border(TableBorder.Simple).AddColumns("character", "probability", "its columns");
-            var layers = characters.SelectMany(character => character.Looks).Select(look => look.Layer).Distinct().Order().ToList();
-            layers.ForEach(layer => read.AddColumn($"attention {layer}: most on").AddColumn("on its own"));
+            var looks = characters.SelectMany(character => character.Looks).Select(look => (look.Layer, look.Head)).Distinct().ToList();
+            looks.ForEach(look => read.AddColumn($"{look.Layer}{(look.Head is { } head ? $".{head}" : " mean")}: most on").AddColumn("on its own"));
             foreach (var character in characters)
             {
                 read.AddRow([
                     Markup.Escape(character.Read.Text == " " ? "(space)" : character.Read.Text), Percent(character.Read.Probability), Columns(character.First, character.Last),
-                    .. layers.SelectMany(layer => character.Looks.FirstOrDefault(look => look.Layer == layer) is { } look ? new[] { Columns(look.PeakFirst, look.PeakLast), Percent(look.OwnMass) } : ["", ""])]);
+                    .. character.Looks.SelectMany(look => new[] { Columns(look.PeakFirst, look.PeakLast), $"{Percent(look.OwnMass)} of {Percent(look.EqualMass)}" })]);
             }
 
             terminal.Console.Write(read);
+            terminal.Out.WriteLine("columns in pixels of the picture; where the mean of an attention's heads, and the head that keeps most to what is near, put most; mass on the character's own columns and one step beside, and what equal weights would have there");
             terminal.Out.WriteLine($"Read: {inspection.Text}{(inspection.TextAfter is { } after ? $"; after the edits: {after}" : "")}");
         }
 
@@ -133,7 +134,7 @@ internal static class InspectOnnx
             character.Read.Text,
             character.Read.Probability,
             Columns = new[] { character.First, character.Last },
-            Attention = character.Looks.Select(look => new { look.Layer, Peak = new[] { look.PeakFirst, look.PeakLast }, look.OwnMass }),
+            Attention = character.Looks.Select(look => new { look.Layer, look.Head, Peak = new[] { look.PeakFirst, look.PeakLast }, look.OwnMass, look.EqualMass }),
         }),
         Attentions = inspection.Layers.Select(layer => new
         {

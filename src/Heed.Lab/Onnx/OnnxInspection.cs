@@ -47,13 +47,15 @@ public sealed record OnnxHead(int Head, HeadStatistics Statistics, CellMap Map)
 /// <param name="After">Its heads after the edits; null: there are none.</param>
 public sealed record OnnxLayer(OnnxAttention Attention, int Queries, int Keys, bool IsCausal, IReadOnlyList<OnnxHead> Heads, IReadOnlyList<OnnxHead>? After);
 
-/// <summary>Where a character of a line looks in one attention: mean of the heads over the character's steps.</summary>
+/// <summary>Where a character of a line looks in one attention, mean over the character's steps.</summary>
 /// <param name="Layer">The attention.</param>
+/// <param name="Head">The head; null: the mean of all. Beside the mean stands the head that, over the whole line, keeps most to what is near.</param>
 /// <param name="Weights">Weight of each step along the line.</param>
 /// <param name="PeakFirst">First pixel column of the largest weight, in the file's picture.</param>
 /// <param name="PeakLast">Last pixel column of it.</param>
 /// <param name="OwnMass">Mass on the character's own columns and one step beside them.</param>
-public sealed record CharacterLook(int Layer, float[] Weights, double PeakFirst, double PeakLast, double OwnMass);
+/// <param name="EqualMass">What equal weights would have there.</param>
+public sealed record CharacterLook(int Layer, int? Head, float[] Weights, double PeakFirst, double PeakLast, double OwnMass, double EqualMass);
 
 /// <summary>A character of a line, and where it looks.</summary>
 /// <param name="Read">The character.</param>

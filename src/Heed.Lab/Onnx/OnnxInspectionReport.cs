@@ -50,7 +50,10 @@ public static class OnnxInspectionReport
             {
                 json.WriteStartObject();
                 json.WriteNumber("layer", look.Layer);
+                json.WritePropertyName("head");
+                ReportPage.Value(json, look.Head, 0);
                 ReportPage.Number(json, "own", look.OwnMass);
+                ReportPage.Number(json, "equal", look.EqualMass);
                 json.WriteBase64String("weights", Roots(look.Weights));
                 json.WriteEndObject();
             });

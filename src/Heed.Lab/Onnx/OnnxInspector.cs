@@ -71,8 +71,8 @@ public static class OnnxInspector
         var options = new OnnxRunOptions { MapBudget = request.RunBudget, Threads = request.Threads };
         var (layers, attended) = (new List<OnnxLayer>(), new List<OnnxMap>());
         var keepsMeans = picture is not null && OnnxPicture.IsLine(PictureInput(model, request));
-        var run = known.Run(inputs, options, map => { layers.Add(Layer(map, cells, notices)); attended.AddRange(keepsMeans ? [MeanOfHeads(map)] : []); }, cancellation);
-        var (characters, reader, output) = keepsMeans ? Characters(model, request, picture!, run, attended, notices) : (null, null, null);
+        var run = known.Run(inputs, options, map => { layers.Add(Layer(map, cells, notices)); attended.AddRange(keepsMeans ? [map with { Values = map.Values[..(map.Heads * map.Queries * map.Keys)], Batch = 1 }] : []); }, cancellation);
+        var (characters, reader, output) = keepsMeans ? Characters(model, request, picture!, run, attended, layers, notices) : (null, null, null);
 
         OnnxModel? edited = null;
         OnnxRun? after = null;
@@ -209,22 +209,7 @@ public static class OnnxInspector
         return map.Queries > 1 && map.Keys >= map.Queries;
     }
 
-    private static OnnxMap MeanOfHeads(OnnxMap map)
-    {
-        var mean = new float[map.Queries * map.Keys];
-        for (var head = 0; head < map.Heads; head++)
-        {
-            var weights = map.Head(0, head);
-            for (var i = 0; i < mean.Length; i++)
-            {
-                mean[i] += weights[i] / map.Heads;
-            }
-        }
-
-        return map with { Values = mean, Batch = 1, Heads = 1 };
-    }
-
-    private static (List<InspectedCharacter>? Characters, LineReader? Reader, string? Output) Characters(OnnxModel model, OnnxRequest request, OnnxPicture picture, OnnxRun run, List<OnnxMap> means, List<string> notices)
+    private static (List<InspectedCharacter>? Characters, LineReader? Reader, string? Output) Characters(OnnxModel model, OnnxRequest request, OnnxPicture picture, OnnxRun run, List<OnnxMap> maps, List<OnnxLayer> layers, List<string> notices)
     {
         if (run.Outputs.FirstOrDefault(output => output.Value.Shape is [1, > 1, > 2]) is not { Value: { } output, Key: var name })
         {
@@ -243,24 +228,41 @@ public static class OnnxInspector
         double Pixel(double step, double most) => Math.Clamp(step * pixels, 0, most);
         var characters = reader.Read(output).Select(read =>
         {
-            var looks = means.Where(map => map.Queries == steps && map.Keys == steps).Select(map =>
+            var looks = maps.Where(map => map.Queries == steps && map.Keys == steps).SelectMany(map =>
             {
-                var weights = new float[steps];
-                for (var step = read.First; step <= read.Last; step++)
+                var nearest = layers.First(layer => layer.Attention.Layer == map.Attention.Layer).Heads.MaxBy(head => head.Statistics.NearMass)!.Head;
+                return new int?[] { null, nearest }.Select(head =>
                 {
-                    var row = map.Values.AsSpan(step * steps, steps);
-                    for (var i = 0; i < steps; i++)
-                    {
-                        weights[i] += row[i] / (read.Last - read.First + 1);
-                    }
-                }
-
-                var peak = Array.IndexOf(weights, weights.Max());
-                var own = Enumerable.Range(0, steps).Where(step => step >= read.First - 1 && step <= read.Last + 1).Sum(step => (double)weights[step]);
-                return new CharacterLook(map.Attention.Layer, weights, Pixel(peak, picture.SourceWidth - 1), Pixel(peak + 1, picture.SourceWidth) - 1, own);
+                    var weights = RowsOf(map, head, read);
+                    var peak = Array.IndexOf(weights, weights.Max());
+                    var (first, last) = (Math.Max(0, read.First - 1), Math.Min(steps - 1, read.Last + 1));
+                    return new CharacterLook(
+                        map.Attention.Layer, head, weights, Pixel(peak, picture.SourceWidth - 1), Pixel(peak + 1, picture.SourceWidth) - 1, weights[first..(last + 1)].Sum(weight => (double)weight), (last - first + 1) / (double)steps);
+                });
             });
             return new InspectedCharacter(read, Pixel(read.First, picture.SourceWidth - 1), Pixel(read.Last + 1, picture.SourceWidth) - 1, [.. looks]);
         });
         return ([.. characters], reader, name);
+    }
+
+    /// <summary>Weights of a character's steps on every step, their mean; of one head or the mean of all.</summary>
+    private static float[] RowsOf(OnnxMap map, int? head, ReadCharacter read)
+    {
+        var weights = new float[map.Keys];
+        var (from, to) = head is { } one ? (one, one) : (0, map.Heads - 1);
+        var count = (to - from + 1) * (read.Last - read.First + 1);
+        for (var at = from; at <= to; at++)
+        {
+            for (var step = read.First; step <= read.Last; step++)
+            {
+                var row = map.Head(0, at).Slice(step * map.Keys, map.Keys);
+                for (var i = 0; i < weights.Length; i++)
+                {
+                    weights[i] += row[i] / count;
+                }
+            }
+        }
+
+        return weights;
     }
 }

@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
+using Heed.Lab.Onnx;
 using Heed.Models;
 using Heed.Probes;
 using Heed.Models.VisionLanguage;
@@ -37,12 +38,51 @@ internal static class InspectCommand
         var edit = CommandExtensions.EditOption();
         var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
         var data = new Option<string?>("--data") { Description = "Folder of Fashion-MNIST; the default is where its Debian package puts it.", HelpName = "FOLDER" };
+        var file = new Argument<string?>("file") { Description = "An ONNX model (FILE.onnx), with a picture, a text or tensors.", Arity = ArgumentArity.ZeroOrOne, HelpName = "FILE.onnx" };
+        var tensors = new Option<string[]>("--tensor") { Description = "For ONNX models: a tensor as .npy, .safetensors or .json, for the input before the = or the next that has none.", HelpName = "[INPUT=]FILE" };
+        var input = new Option<string?>("--input") { Description = "For ONNX models: the input that the picture, text or tensor is for.", HelpName = "NAME" };
+        var pixels = new Option<string?>("--pixels") { Description = $"For ONNX models: how pixels become numbers: {OnnxPixels.Names}. Default: half, and half:bgr for lines of text.", HelpName = "NAME[:bgr]" };
+        var characters = new Option<string?>("--characters") { Description = "For ONNX models that read lines of text: the list of characters, one a line. Default: a .txt file beside the model that fits.", HelpName = "FILE" };
+        var save = new Option<string?>("--save") { Description = "For ONNX models: write the edited model.", HelpName = "FILE.onnx" };
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, prompt, edit, audio, masks, weights, data, output, tokens, budget, attention, threads, json };
+        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { file, model, text, image, prompt, edit, audio, masks, weights, data, output, tokens, budget, attention, threads, json, tensors, input, pixels, characters, save };
         return command.Runs((result, terminal, cancellation) =>
         {
+            if (result.GetValue(file) is { } given && !InspectOnnx.Is(given))
+            {
+                throw new ArgumentException($"'{given}' is not an ONNX model (FILE.onnx): name other models with --model.");
+            }
+
+            if ((result.GetValue(file) ?? result.GetValue(model)) is { } onnx && InspectOnnx.Is(onnx))
+            {
+                if (new Option[] { prompt, audio, masks, weights, data, tokens, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unsuited)
+                {
+                    throw new ArgumentException($"{unsuited.Name} is not for ONNX models: leave it out.");
+                }
+
+                var request = new OnnxRequest
+                {
+                    Image = result.GetValue(image),
+                    // A text may be a file, standard input, or the text itself.
+                    Text = result.GetValue(text) is not { } words ? null : words == TextSource.StandardInput || File.Exists(words) ? TextSource.Read(words, ".", MegaByte, cancellation) : (words, "the text given"),
+                    Tensors = result.GetValue(tensors) ?? [],
+                    Input = result.GetValue(input),
+                    Pixels = result.GetValue(pixels),
+                    Characters = result.GetValue(characters),
+                    Edits = result.GetValue(edit) ?? [],
+                    MapBudget = (long)(result.GetValue(budget) * MegaByte),
+                    Threads = result.GetValue(threads),
+                };
+                return InspectOnnx.Run(onnx, request, result.GetValue(save), result.GetRequiredValue(output), result.GetValue(json), terminal, cancellation);
+            }
+
+            if (new Option[] { tensors, input, pixels, characters, save }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } only)
+            {
+                throw new ArgumentException($"{only.Name} is for ONNX models: name one, for example heed inspect model.onnx {only.Name} ....");
+            }
+
             var options = new InspectionOptions
             {
                 Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention),

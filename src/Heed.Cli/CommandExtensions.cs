@@ -35,6 +35,12 @@ internal static class CommandExtensions
         Description = "Put a mechanism in place of the model's attention, for example window:w=64; `heed attention` lists them.", HelpName = "NAME[:option=value,...]",
     };
 
+    /// <summary>The option <c>--edit</c>, which may be given several times.</summary>
+    public static Option<string[]> EditOption() => new("--edit")
+    {
+        Description = "Change the trained model while it runs, for example act:beta=0.4,heads=2.0/3.1; several are put in one after the other; `heed edits` lists them.", HelpName = "NAME[:option=value,...]", DefaultValueFactory = _ => [],
+    };
+
     /// <summary>The option <c>--threads</c>.</summary>
     public static Option<int> ThreadsOption() => new Option<int>("--threads") { Description = "Number of threads; 0: every processor.", HelpName = "N" }.AtLeast(0);
 

@@ -192,6 +192,9 @@ public sealed class AttentionHooks
         return new Scope<StreamHook>(_watchers, hook);
     }
 
+    /// <summary>Takes all installed hooks and the layout away until the returned scope is disposed: for a pass that must see the model as it was trained.</summary>
+    public IDisposable Suspend() => new Suspension(this);
+
     internal torch.Tensor Pass(StreamSite site, torch.Tensor states)
     {
         foreach (var watcher in _watchers)
@@ -222,6 +225,34 @@ public sealed class AttentionHooks
             {
                 _disposed = true;
                 hooks.Remove(hook);
+            }
+        }
+    }
+
+    private sealed class Suspension : IDisposable
+    {
+        private readonly AttentionHooks _owner;
+        private readonly AttentionHook[] _hooks;
+        private readonly StreamHook[] _watchers;
+        private readonly TokenLayout? _layout;
+        private bool _disposed;
+
+        public Suspension(AttentionHooks owner)
+        {
+            (_owner, _hooks, _watchers, _layout) = (owner, [.. owner._hooks], [.. owner._watchers], owner.Layout);
+            owner._hooks.Clear();
+            owner._watchers.Clear();
+            owner.Layout = null;
+        }
+
+        public void Dispose()
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                _owner._hooks.InsertRange(0, _hooks);
+                _owner._watchers.InsertRange(0, _watchers);
+                _owner.Layout = _layout;
             }
         }
     }

@@ -3,6 +3,7 @@ using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
 using Heed.Models;
+using Heed.Models.VisionLanguage;
 using Heed.Probes;
 using Spectre.Console;
 using TorchSharp;
@@ -30,6 +31,8 @@ internal static class InspectCommand
             DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
         }.Between(0.1, 1000);
         var image = new Option<string?>("--image") { Description = "Look at a picture with a vision model: a file, or the number of a picture of Fashion-MNIST's test split.", HelpName = "FILE|N" };
+        var prompt = new Option<string?>("--prompt") { Description = $"With --image and a vision-language model: what to say to it. Default: {PictureModel.DefaultPrompt}", HelpName = "TEXT" };
+        var edit = CommandExtensions.EditOption();
         var audio = new Option<string?>("--audio") { Description = "Listen to a sound with a speech model: a WAV file.", HelpName = "FILE" };
         var masks = new Option<int>("--masks") { Description = "With --audio: how often parts of the sound are hidden to find what matters; 0: never.", HelpName = "N" }.AtLeast(0);
         var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
@@ -37,12 +40,12 @@ internal static class InspectCommand
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, audio, masks, weights, data, output, tokens, budget, attention, threads, json };
+        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, prompt, edit, audio, masks, weights, data, output, tokens, budget, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
             var options = new InspectionOptions
             {
-                Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention),
+                Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention), Edits = result.GetValue(edit) ?? [],
             };
             if (result.GetValue(threads) is > 0 and var count)
             {
@@ -50,9 +53,25 @@ internal static class InspectCommand
             }
 
             var name = result.GetRequiredValue(model);
+            if (result.GetValue(image) is { } shown && PretrainedVisionLanguageModel.IsIn(name))
+            {
+                if (new Option[] { text, budget, attention, weights, data }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unused)
+                {
+                    throw new ArgumentException($"{unused.Name} is not for vision-language models: leave it out.");
+                }
+
+                return PictureModel.Inspect(
+                    name, shown, result.GetValue(prompt), options.Tokens ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], result.GetRequiredValue(output), result.GetValue(json), terminal, cancellation);
+            }
+
+            if (result.GetValue(prompt) is not null)
+            {
+                throw new ArgumentException("--prompt is for vision-language models: name the folder of one with --model, and a picture with --image.");
+            }
+
             if (result.GetValue(audio) is { } sound)
             {
-                if (new Option[] { text, image, weights, data, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } foreign)
+                if (new Option[] { text, image, weights, data, tokens, budget, attention, edit }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } foreign)
                 {
                     throw new ArgumentException($"{foreign.Name} is not for sounds: leave it out where --audio is given.");
                 }
@@ -68,7 +87,7 @@ internal static class InspectCommand
 
             if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
             {
-                if (new Option[] { text, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)
+                if (new Option[] { text, tokens, budget, attention, edit }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)
                 {
                     throw new ArgumentException($"{other.Name} is for texts: leave it out where a picture is looked at.");
                 }
@@ -181,6 +200,14 @@ internal static class InspectCommand
                 $"[bold]{inspection.Attention}[/] computes {Percent(inspection.Heads.Average(head => head.ComputedShare ?? 1))} of the pairs; the model's own attention reads the text at [bold]{without:F3}[/] bits per byte: the swap costs {change:+0.0%;-0.0%;0.0%}");
         }
 
+        if (inspection.Before is { } before)
+        {
+            var changes = inspection.Tokens.Zip(before.Tokens, (after, first) => after.Loss - first.Loss).OfType<double>().ToArray();
+            console.MarkupLineInterpolated(
+                CultureInfo.InvariantCulture,
+                $"[bold]{string.Join(" ", inspection.Edits)}[/]: the unedited model reads the text at [bold]{before.BitsPerByte:F3}[/] bits per byte, a change of {(inspection.BitsPerByte / before.BitsPerByte) - 1:+0.0%;-0.0%;0.0%}; {changes.Count(change => change < 0)} tokens predicted better, {changes.Count(change => change > 0)} worse");
+        }
+
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"Report: [bold]{path}[/] ({new FileInfo(path).Length / (double)MegaByte:F1} MB); open it in a browser.");
     }
 
@@ -247,6 +274,18 @@ internal static class InspectCommand
         inspection.LossPerToken,
         inspection.BitsPerByte,
         inspection.BitsPerByteWithout,
+        inspection.Edits,
+        Before = inspection.Before is not { } before ? null : new
+        {
+            before.LossPerToken,
+            before.BitsPerByte,
+            Heads = before.Heads.Select(head => new
+            {
+                head.Layer, head.Head, head.Look, head.Statistics.Entropy, head.Statistics.EntropyShare, head.Statistics.FirstMass, head.Statistics.NearMass, head.Statistics.MeanDistance,
+                head.Statistics.PreviousShare, head.Statistics.SelfShare, head.Statistics.Induction,
+            }),
+            TokenLosses = before.Tokens.Select(token => token.Loss),
+        },
         inspection.Seconds,
         Report = path,
         inspection.Notices,

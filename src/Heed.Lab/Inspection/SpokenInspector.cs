@@ -96,6 +96,7 @@ public static class SpokenInspector
         var begin = model.Configuration.Text.BeginTokenId ?? throw new InvalidOperationException("The model begins texts with no token, so its sink dimensions are not known: name them.");
         using var scope = NewDisposeScope();
         using var quiet = no_grad();
+        using var unedited = model.Hooks.Suspend();
         var states = new List<Tensor>();
         model.Language.forward(tensor((long[])[begin]).unsqueeze(0), null, states);
 
@@ -107,7 +108,7 @@ public static class SpokenInspector
     {
         using var scope = NewDisposeScope();
         var rows = cat([.. probe.Sites.OrderBy(site => site.Layer).Select(site => probe[site].to(float32)[0, TensorIndex.Colon, 0].narrow(1, image.Start, image.Length))], 0).cpu().contiguous();
-        return new(text.Replace("\u2581", "", StringComparison.Ordinal), rows.sum([1L]).data<float>().ToArray(), rows.data<float>().ToArray());
+        return new(text.Trim(), rows.sum([1L]).data<float>().ToArray(), rows.data<float>().ToArray());
     }
 
     private static (long[] Dimensions, double Threshold, SpokenSinks[] Sinks) Sinks(VisionLanguageModel model, EmbeddedPrompt prompt, TokenSpan image)

@@ -28,8 +28,11 @@ public static class SceneWords
         "what", "is", "here", "?", "colour", "of", ",", ".", .. Enum.GetNames<SceneColour>().Select(name => name.ToLowerInvariant()), .. Enum.GetNames<SceneShape>().Select(name => name.ToLowerInvariant()),
     ];
 
+    // Byte-pair encoding is defined over characters, so that each needs a token of its own; no text of the scenes has them.
+    private static readonly string[] s_characters = [.. string.Concat(s_words.Prepend(Space)).Distinct().Order().Select(letter => letter.ToString())];
+
     /// <summary>Number of tokens.</summary>
-    public static int Count => s_special.Length + s_words.Length;
+    public static int Count => s_special.Length + s_words.Length + s_characters.Length;
 
     /// <summary>Asks for the colour of a shape.</summary>
     public static string ColourPrompt(SceneShape shape) => $"colour of {shape} ?".ToLowerInvariant();
@@ -87,7 +90,7 @@ public static class SceneWords
             model = new
             {
                 type = "BPE", unk_token = Unknown, fuse_unk = true, byte_fallback = false, ignore_merges = true,
-                vocab = s_special.Concat(s_words.Select(word => Space + word)).Select((token, id) => (token, id)).ToDictionary(entry => entry.token, entry => entry.id),
+                vocab = s_special.Concat(s_words.Select(word => Space + word)).Concat(s_characters).Select((token, id) => (token, id)).ToDictionary(entry => entry.token, entry => entry.id),
                 merges = Array.Empty<string>(),
             },
         })), "the scenes' tokenizer");

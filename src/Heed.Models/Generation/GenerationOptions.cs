@@ -26,6 +26,9 @@ public sealed record GenerationOptions
     /// <summary>Element type of the key-value cache; null: the model's own. bfloat16 halves its memory.</summary>
     public ScalarType? CacheType { get; init; }
 
+    /// <summary>Changes the logits of every step before a token is chosen; null: nobody.</summary>
+    public ILogitsCombiner? Combiner { get; init; }
+
     /// <summary>Refuses values out of range.</summary>
     /// <exception cref="ArgumentException">A value is out of range; the message names it.</exception>
     public void Validate()

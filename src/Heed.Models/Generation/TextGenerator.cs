@@ -119,7 +119,7 @@ public sealed class TextGenerator
                     break;
                 }
 
-                var id = Step(() => ids.Count == 0 ? read(cache) : Read([ids[^1]], cache), sampler);
+                var id = Step(() => ids.Count == 0 ? read(cache) : Read([ids[^1]], cache), ids, options.Combiner, sampler);
                 promptTime = ids.Count == 0 ? clock.Elapsed : promptTime;
                 if (stops.Contains(id))
                 {
@@ -145,10 +145,11 @@ public sealed class TextGenerator
         return _model.forward(ids, cache, lastOnly: true);
     }
 
-    private static int Step(Func<Tensor> read, TokenSampler sampler)
+    private static int Step(Func<Tensor> read, List<int> generated, ILogitsCombiner? combiner, TokenSampler sampler)
     {
         using var scope = NewDisposeScope();
-        var logits = read().flatten().to(float32).contiguous();
+        var logits = read();
+        logits = (combiner?.Combine(logits, generated) ?? logits).flatten().to(float32).contiguous();
         return sampler.Choose(System.Runtime.InteropServices.MemoryMarshal.Cast<byte, float>(logits.bytes));
     }
 

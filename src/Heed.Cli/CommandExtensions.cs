@@ -38,7 +38,7 @@ internal static class CommandExtensions
     /// <summary>The option <c>--edit</c>, which may be given several times.</summary>
     public static Option<string[]> EditOption() => new("--edit")
     {
-        Description = "Change the trained model while it runs, for example heads:scale=2.0,by=0; several are put in one after the other.", HelpName = "NAME[:option=value,...]", DefaultValueFactory = _ => [],
+        Description = "Change the trained model while it runs, for example act:beta=0.4,heads=2.0/3.1; several are put in one after the other; `heed edits` lists them.", HelpName = "NAME[:option=value,...]", DefaultValueFactory = _ => [],
     };
 
     /// <summary>The option <c>--threads</c>.</summary>

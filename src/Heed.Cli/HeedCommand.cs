@@ -27,6 +27,7 @@ internal static partial class HeedCommand
             RankCommand.Create(),
             SearchCommand.Create(),
             AttentionCommand.Create(),
+            EditsCommand.Create(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

@@ -27,11 +27,12 @@ internal static class GenerateCommand
         var image = new Option<string?>("--image") { Description = "A picture to talk about, with the folder of a vision-language model. In the prompt <image> says where it stands; without, first.", HelpName = "FILE" };
         var guidance = new Option<double>("--guidance") { Description = "With --image: how far to push the text away from what would be said without the picture; 1: not at all.", HelpName = "G", DefaultValueFactory = _ => 1 }.Between(0, 10);
         var edit = CommandExtensions.EditOption();
+        var compare = new Option<bool>("--compare") { Description = "With --edit: also write what the model says without it." };
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
 
-        var command = new Command("generate", "Continue a text with a model, or talk about a picture, as it is written; then tokens per second and the cache's size.") { prompt, model, image, edit, guidance, tokens, temperature, topK, topP, seed, attention, threads, json };
+        var command = new Command("generate", "Continue a text with a model, or talk about a picture, as it is written; then tokens per second and the cache's size.") { prompt, model, image, edit, compare, guidance, tokens, temperature, topK, topP, seed, attention, threads, json };
         return command.Runs((result, terminal, cancellation) =>
         {
             if (result.GetValue(threads) is > 0 and var count)
@@ -43,6 +44,11 @@ internal static class GenerateCommand
             var swap = mechanism is null ? null : AttentionSwap.Parse(mechanism);
             var edits = result.GetValue(edit) ?? [];
             var parsed = edits.Select(ModelEdit.Parse).ToArray();
+            if (result.GetValue(compare) && edits.Length == 0)
+            {
+                throw new ArgumentException("--compare shows a text with and without an edit: say which with --edit.");
+            }
+
             var shown = result.GetValue(image);
             var folder = ModelFolder.Find(result.GetRequiredValue(model));
             if (PretrainedVisionLanguageModel.IsIn(folder) != shown is not null)
@@ -62,8 +68,11 @@ internal static class GenerateCommand
             var decoder = seeing?.Model.Language ?? pretrained!.Model;
             var tokenizer = seeing?.Tokenizer ?? pretrained?.Tokenizer ?? throw new InvalidDataException($"The model in {folder} has no tokenizer.json, so text cannot be given to it.");
             using var swapped = swap?.Apply(decoder);
-            using var edited = seeing is null
-                ? PictureModel.Apply(new(decoder.Hooks, decoder.Configuration.Layers, decoder.Configuration.Heads), parsed) : PictureModel.Apply(seeing, parsed, materialize: false);
+            IDisposable Edited() => seeing is null
+                ? ModelEdit.Apply(parsed, new(decoder.Hooks, decoder.Configuration.Layers, decoder.Configuration.Heads)) : PictureModel.Apply(seeing, parsed, materialize: false);
+
+            // What the model lacks is told before anything is written.
+            Edited().Dispose();
             var start = result.GetValue(prompt) ?? "";
             start = seeing is not null && start.Length == 0 ? PictureModel.DefaultPrompt : start;
             using var combiner = guided ? PictureModel.Guidance(seeing!, start, result.GetValue(guidance)) : null;
@@ -92,8 +101,19 @@ internal static class GenerateCommand
             }
 
             var generator = new TextGenerator(decoder, tokenizer);
-            using var read = seeing?.Prompt(PictureModel.Read(seeing, shown!).Pixels, start);
-            var generated = read is null ? generator.Generate(start, options, Tell, cancellation) : generator.Generate(read, options, Tell, cancellation);
+            GenerationResult Generate(Action<string> tell)
+            {
+                using var read = seeing?.Prompt(PictureModel.Read(seeing, shown!).Pixels, start);
+                return read is null ? generator.Generate(start, options, tell, cancellation) : generator.Generate(read, options, tell, cancellation);
+            }
+
+            GenerationResult generated;
+            using (Edited())
+            {
+                generated = Generate(Tell);
+            }
+
+            var unedited = result.GetValue(compare) ? Generate(_ => { }) : null;
             if (forPrograms)
             {
                 terminal.WriteJson(new
@@ -112,6 +132,7 @@ internal static class GenerateCommand
                     Seconds = generated.DecodingTime.TotalSeconds,
                     generated.TokensPerSecond,
                     generated.CacheBytes,
+                    Unedited = unedited is null ? null : new { unedited.Text, Tokens = unedited.Ids.Count, StopReason = unedited.Reason, unedited.TokensPerSecond },
                     options.Temperature,
                     options.TopK,
                     options.TopP,
@@ -121,6 +142,12 @@ internal static class GenerateCommand
             }
 
             terminal.Out.WriteLine();
+            if (unedited is not null)
+            {
+                terminal.Out.WriteLine("\nWithout the edit:");
+                terminal.Out.WriteLine(Printable((seeing is null ? start : start + "\n") + unedited.Text));
+            }
+
             terminal.Notice(string.Create(
                 CultureInfo.InvariantCulture,
                 $"\n{generated.Ids.Count} tokens at {generated.TokensPerSecond:F0} per second after {generated.PromptTime.TotalMilliseconds:F0} ms for {generated.PromptTokens} of prompt; cache {generated.CacheBytes / MegaByte:F1} MB; {(mechanism is null ? "" : $"attention {mechanism}; ")}{(edits.Length == 0 ? "" : $"edited by {string.Join(" ", edits)}; ")}{Why(generated.Reason)}."));

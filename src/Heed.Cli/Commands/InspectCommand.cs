@@ -4,8 +4,8 @@ using Heed.Lab.Images;
 using Heed.Lab.Inspection;
 using Heed.Lab.Onnx;
 using Heed.Models;
-using Heed.Probes;
 using Heed.Models.VisionLanguage;
+using Heed.Probes;
 using Spectre.Console;
 using TorchSharp;
 
@@ -85,7 +85,7 @@ internal static class InspectCommand
 
             var options = new InspectionOptions
             {
-                Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention),
+                Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention), Edits = result.GetValue(edit) ?? [],
             };
             if (result.GetValue(threads) is > 0 and var count)
             {
@@ -125,14 +125,9 @@ internal static class InspectCommand
                 throw new ArgumentException("--prompt is for vision-language models: name the folder of one with --model, and a picture with --image.");
             }
 
-            if (result.GetValue(edit) is { Length: > 0 })
-            {
-                throw new ArgumentException("--edit is for vision-language models here: name the folder of one with --model, and a picture with --image.");
-            }
-
             if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
             {
-                if (new Option[] { text, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)
+                if (new Option[] { text, tokens, budget, attention, edit }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)
                 {
                     throw new ArgumentException($"{other.Name} is for texts: leave it out where a picture is looked at.");
                 }
@@ -245,6 +240,14 @@ internal static class InspectCommand
                 $"[bold]{inspection.Attention}[/] computes {Percent(inspection.Heads.Average(head => head.ComputedShare ?? 1))} of the pairs; the model's own attention reads the text at [bold]{without:F3}[/] bits per byte: the swap costs {change:+0.0%;-0.0%;0.0%}");
         }
 
+        if (inspection.Before is { } before)
+        {
+            var changes = inspection.Tokens.Zip(before.Tokens, (after, first) => after.Loss - first.Loss).OfType<double>().ToArray();
+            console.MarkupLineInterpolated(
+                CultureInfo.InvariantCulture,
+                $"[bold]{string.Join(" ", inspection.Edits)}[/]: the unedited model reads the text at [bold]{before.BitsPerByte:F3}[/] bits per byte, a change of {(inspection.BitsPerByte / before.BitsPerByte) - 1:+0.0%;-0.0%;0.0%}; {changes.Count(change => change < 0)} tokens predicted better, {changes.Count(change => change > 0)} worse");
+        }
+
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"Report: [bold]{path}[/] ({new FileInfo(path).Length / (double)MegaByte:F1} MB); open it in a browser.");
     }
 
@@ -311,6 +314,18 @@ internal static class InspectCommand
         inspection.LossPerToken,
         inspection.BitsPerByte,
         inspection.BitsPerByteWithout,
+        inspection.Edits,
+        Before = inspection.Before is not { } before ? null : new
+        {
+            before.LossPerToken,
+            before.BitsPerByte,
+            Heads = before.Heads.Select(head => new
+            {
+                head.Layer, head.Head, head.Look, head.Statistics.Entropy, head.Statistics.EntropyShare, head.Statistics.FirstMass, head.Statistics.NearMass, head.Statistics.MeanDistance,
+                head.Statistics.PreviousShare, head.Statistics.SelfShare, head.Statistics.Induction,
+            }),
+            TokenLosses = before.Tokens.Select(token => token.Loss),
+        },
         inspection.Seconds,
         Report = path,
         inspection.Notices,

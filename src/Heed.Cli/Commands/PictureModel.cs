@@ -42,27 +42,7 @@ internal static class PictureModel
     public static IDisposable Apply(PretrainedVisionLanguageModel pretrained, IReadOnlyList<Func<EditTarget, IDisposable>> edits, bool materialize)
     {
         var text = pretrained.Configuration.Text;
-        return Apply(new(pretrained.Model.Hooks, text.Layers, text.Heads) { Pictures = pretrained.Model, Materialize = materialize }, edits);
-    }
-
-    /// <summary>Puts edits into any model until the result is disposed.</summary>
-    public static IDisposable Apply(EditTarget target, IReadOnlyList<Func<EditTarget, IDisposable>> edits)
-    {
-        var applied = new Applied();
-        try
-        {
-            foreach (var edit in edits)
-            {
-                applied.Parts.Push(edit(target));
-            }
-
-            return applied;
-        }
-        catch
-        {
-            applied.Dispose();
-            throw;
-        }
+        return ModelEdit.Apply(edits, new(pretrained.Model.Hooks, text.Layers, text.Heads) { Pictures = pretrained.Model, Materialize = materialize });
     }
 
     /// <summary><c>heed inspect --image FILE --model FOLDER</c> of a vision-language model.</summary>
@@ -115,18 +95,5 @@ internal static class PictureModel
     {
         var patches = inspection.Grid * inspection.Grid;
         return Enumerable.Range(0, patches).MaxBy(patch => Enumerable.Range(0, word.ImageMass.Length).Sum(head => word.Weights[(head * patches) + patch]));
-    }
-
-    private sealed class Applied : IDisposable
-    {
-        public Stack<IDisposable> Parts { get; } = new();
-
-        public void Dispose()
-        {
-            while (Parts.TryPop(out var part))
-            {
-                part.Dispose();
-            }
-        }
     }
 }

@@ -82,6 +82,42 @@ public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture
     }
 
     [Fact]
+    public async Task An_edit_changes_the_text_which_stands_beside_the_unedited_one()
+    {
+        var prompt = new string('a', 20) + "bc";
+        var own = await Json("generate", prompt, "--tokens", "40", "--temperature", "0");
+        var edited = await Json("generate", prompt, "--tokens", "40", "--temperature", "0", "--edit", "act:layers=0,threshold=0.02,beta=0", "--edit", "ablate:mlp=0", "--compare");
+        Assert.Equal(["act:layers=0,threshold=0.02,beta=0", "ablate:mlp=0"], edited.GetProperty("edits").EnumerateArray().Select(edit => edit.GetString()));
+        Assert.NotEqual(own.GetProperty("text").GetString(), edited.GetProperty("text").GetString());
+        Assert.Equal(own.GetProperty("text").GetString(), edited.GetProperty("unedited").GetProperty("text").GetString());
+        var written = await Shell.RunAsync("generate", prompt, "--model", folder.Model, "--tokens", "8", "--temperature", "0", "--edit", "ablate:mlp=0", "--compare");
+        Assert.Contains("Without the edit:", written.Out, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("There is no edit 'spiral'", "--edit", "spiral")]
+    [InlineData("--compare shows", "--compare")]
+    [InlineData("acts on the tokens of a picture", "--edit", "var")]
+    [InlineData("acts on the tokens of a picture", "--edit", "informed:alpha=0.5")]
+    [InlineData("layers are 0 to", "--edit", "ablate:mlp=77")]
+    public async Task A_wrong_edit_is_one_sentence(string sentence, params string[] arguments)
+    {
+        var result = await Shell.RunAsync(["generate", "x", "--model", folder.Model, .. arguments]);
+        Assert.Equal(1, result.Code);
+        Assert.Contains(sentence, Assert.Single(result.Error.TrimEnd().Split('\n')), StringComparison.Ordinal);
+        Assert.Empty(result.Out);
+    }
+
+    [Fact]
+    public async Task Edits_are_listed()
+    {
+        var result = await Shell.RunAsync("edits", "--json");
+        Assert.Equal(0, result.Code);
+        Assert.Equal(Heed.Lab.Mechanisms.ModelEdit.All.Select(known => known.Usage), JsonDocument.Parse(result.Out).RootElement.EnumerateArray().Select(known => known.GetProperty("usage").GetString()));
+        Assert.Contains("act:beta=0.4", (await Shell.RunAsync("edits")).Out, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task Without_a_prompt_the_model_begins()
     {
         var result = await Json("generate", "--tokens", "3");

@@ -66,6 +66,21 @@ public sealed partial class InspectCommandTests(TinyModelFolder folder) : IClass
     }
 
     [Fact]
+    public async Task An_edited_model_is_told_beside_the_unedited_one()
+    {
+        string[] arguments = ["inspect", "--model", folder.Model, "--out", folder.At("edited.html"), "--edit", "ablate:mlp=0"];
+        var result = await Shell.RunAsync(arguments);
+        Assert.Equal("", result.Error);
+        Assert.Contains("ablate:mlp=0: the unedited model reads the text at", result.Out, StringComparison.Ordinal);
+        var json = JsonDocument.Parse((await Shell.RunAsync([.. arguments, "--json"])).Out).RootElement;
+        var plain = JsonDocument.Parse((await Shell.RunAsync("inspect", "--model", folder.Model, "--out", folder.At("plain.html"), "--json")).Out).RootElement;
+        Assert.Equal("ablate:mlp=0", Assert.Single(json.GetProperty("edits").EnumerateArray()).GetString());
+        Assert.Equal(plain.GetProperty("bits_per_byte").GetDouble(), json.GetProperty("before").GetProperty("bits_per_byte").GetDouble(), 1e-9);
+        Assert.Equal(json.GetProperty("heads").GetArrayLength(), json.GetProperty("before").GetProperty("heads").GetArrayLength());
+        Assert.NotEqual(plain.GetProperty("bits_per_byte").GetDouble(), json.GetProperty("bits_per_byte").GetDouble());
+    }
+
+    [Fact]
     public async Task Long_text_is_cut_with_a_notice()
     {
         var text = folder.Write("long.txt", System.Text.Encoding.UTF8.GetBytes(new string('é', 5000)));

@@ -129,6 +129,31 @@ public sealed class ReportPageTests(Browser browser) : IClassFixture<Browser>, I
     }
 
     [Fact]
+    public async Task An_edit_shows_the_head_before_and_after_and_which_tokens_changed()
+    {
+        var before = SyntheticInspection.Create(96, 2, 4);
+        var tokens = before.Tokens.Select((token, i) => token with { Loss = token.Loss + (i == 40 ? 3 : i == 50 ? -2 : 0) }).ToArray();
+        var (page, complaints) = await Open(before with { Tokens = tokens, Edits = ["act:beta=0.4"], Before = before, Heads = [.. before.Heads.Reverse().Zip(before.Heads, (other, head) => head with { Map = other.Map })] });
+        Assert.Contains("act:beta=0.4", await page.InnerTextAsync("#facts"), StringComparison.Ordinal);
+        Assert.Contains("before the edit", await page.InnerTextAsync("#facts"), StringComparison.Ordinal);
+        await Until(page, "document.getElementById('map-before').width > 8 && document.getElementById('map').width > 8");
+        Assert.NotEqual(await page.EvaluateAsync<string>("document.getElementById('map').toDataURL()"), await page.EvaluateAsync<string>("document.getElementById('map-before').toDataURL()"));
+        await page.ClickAsync("[data-mode=change]");
+        await Until(page, "document.querySelector(\".t[data-i='40']\").style.backgroundColor !== ''");
+        Assert.True(await Alpha(page, 50) > 0);
+        Assert.Equal(0, await Alpha(page, 60));
+        Assert.Empty(complaints);
+    }
+
+    [Fact]
+    public async Task Without_an_edit_nothing_speaks_of_one()
+    {
+        var (page, _) = await Open(Small);
+        Assert.True(await page.IsHiddenAsync("#unedited"));
+        Assert.True(await page.IsHiddenAsync("#change"));
+    }
+
+    [Fact]
     public async Task Received_shading_finds_the_sink()
     {
         var (page, _) = await Open(Small);

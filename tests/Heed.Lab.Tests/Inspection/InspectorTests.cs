@@ -16,7 +16,7 @@ public class InspectorTests
         using var pretrained = TinyModel.Create();
         var plain = Inspect(pretrained, Text, "a verse");
         var options = new InspectionOptions { Edits = ["heads:scale=*.*,by=0.5", "act:layers=0-1,threshold=0.05"] };
-        var edited = Inspector.Run(pretrained, "tiny", Text, "a verse", options);
+        var edited = Inspector.Run(pretrained, "tiny", Text, "a verse", options, cancellation: TestContext.Current.CancellationToken);
         Assert.Equal(options.Edits, edited.Edits);
         Assert.Equal(plain.BitsPerByte, edited.Before!.BitsPerByte, 1e-6);
         Assert.NotEqual(plain.BitsPerByte, edited.BitsPerByte, 1e-4);
@@ -28,7 +28,7 @@ public class InspectorTests
         var html = System.Text.Encoding.UTF8.GetString(page.ToArray());
         Assert.Contains("id=\"b0\"", html, StringComparison.Ordinal);
         Assert.Contains("act:layers=0-1,threshold=0.05", html, StringComparison.Ordinal);
-        Assert.Throws<ArgumentException>(() => Inspector.Run(pretrained, "tiny", Text, "a verse", new() { Edits = ["ablate:mlp=99"] }));
+        Assert.Throws<ArgumentException>(() => Inspector.Run(pretrained, "tiny", Text, "a verse", new() { Edits = ["ablate:mlp=99"] }, cancellation: TestContext.Current.CancellationToken));
     }
 
     [Theory]

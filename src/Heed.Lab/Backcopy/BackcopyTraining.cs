@@ -152,9 +152,7 @@ public sealed record BackcopySettings
 
             var parked = layer.SinkAttention(others);
             var head = parked.argmax().item<long>();
-            var width = layer.Values!.shape[^1];
-            var output = model.get_parameter($"layers.{layer.Index}.attention.wo.weight")!.narrow(1, head * width, width);
-            var (sinkValue, otherValue) = AtSink(layer.Values.select(1, head).matmul(output.t()).norm(-1));
+            var (sinkValue, otherValue) = AtSink(layer.ValueNorm(model.get_parameter($"layers.{layer.Index}.attention.wo.weight")).select(1, head));
             // Queries 0 and 1 have no other keys to compare with.
             var gaps = layer.SinkLogitGap().select(1, head).narrow(1, 2, Model.Length - 2).masked_select(others.narrow(1, 2, Model.Length - 2));
             layers.Add(new(

@@ -302,7 +302,7 @@ internal sealed class ActiveDormantReproduction : Reproduction
             var before = nn.functional.one_hot((arange(length, dtype: int64) - 1).clamp(0), length).to(float32);
             (string Name, AttentionHook? Hook)[] changes =
             [
-                (None, null), (Removed, HeadScaling.Zero((0, 0))), (AllToSink, new ForcedRows(ones_like(dormant), first)), (DormantToSink, new ForcedRows(dormant, first)),
+                (None, null), (Removed, HeadScaling.Zero((0, 0))), (AllToSink, new MoveToSink([(0, 0)])), (DormantToSink, new ForcedRows(dormant, first)),
                 (DormantRemoved, new ForcedRows(dormant, zeros_like(first))), (DormantAstray, new ForcedRows(dormant, before)),
             ];
             return [.. changes.Select(change =>

@@ -53,6 +53,9 @@ public sealed record AttentionStatisticsRequest
     /// <summary>Entropy of the queries of every key (the second half-pass, a little slower).</summary>
     public bool KeyEntropy { get; init; }
 
+    /// <summary>The first key of any call as a key set, the usual sink: one tensor for all who ask for it, so that they share a pass.</summary>
+    public static torch.Tensor FirstKey { get; } = torch.ones(1, dtype: torch.@bool).DetachFromDisposeScope();
+
     /// <summary>Everything that either of two requests asks for, in one pass; null where their key sets differ.</summary>
     internal static AttentionStatisticsRequest? TryMerge(AttentionStatisticsRequest first, AttentionStatisticsRequest second) =>
         first.KeySet is not null && second.KeySet is not null && !ReferenceEquals(first.KeySet, second.KeySet)

@@ -108,6 +108,8 @@ public static class ImageInspector
         using var recorder = MapRecorder.Install(model);
         using var probe = new AttentionMapProbe(budget: 4 * MostWeights);
         using var hooks = model.Hooks.Install(probe);
+        var norms = new NormMaps();
+        using var watched = model.Hooks.Install(norms);
         var probabilities = model.forward(image).to(float64).softmax(1)[0].data<double>().ToArray();
         var maps = new List<InspectedMap>();
         foreach (var recorded in recorder.Maps)
@@ -121,6 +123,7 @@ public static class ImageInspector
             }
         }
 
+        maps.AddRange(norms.Maps);
         var heads = new List<InspectedImageHead>();
         long weights = 0;
         foreach (var site in probe.Sites)
@@ -152,6 +155,30 @@ public static class ImageInspector
 
         notices.AddRange(probe.LeftOut.Select(site => $"{site.Name ?? "attention"} has too many positions: its weights are not drawn."));
         return (probabilities, maps, heads);
+    }
+
+    /// <summary>Norms of the residual stream over the picture, in which outlier tokens stand out (arXiv 2309.16588).</summary>
+    private sealed class NormMaps : StreamHook
+    {
+        public List<InspectedMap> Maps { get; } = [];
+
+        public override bool ActsAt(StreamSite site) => site.Point == StreamPoint.BlockOutput;
+
+        public override Tensor OnStates(StreamSite site, Tensor states)
+        {
+            using var scope = NewDisposeScope();
+            var side = SideOf(states.shape[1]);
+            if (side >= 2)
+            {
+                // A class token stands first, and is no place of the picture.
+                var extra = states.shape[1] - ((long)side * side);
+                var sinks = SinkMask.FromNorm(states.narrow(0, 0, 1).narrow(1, extra, states.shape[1] - extra));
+                var outliers = sinks.IsSink.sum().item<long>();
+                Maps.Add(new(site.Name, "norm over the median", outliers == 0 ? "no outlier" : $"{outliers} outlier{(outliers == 1 ? "" : "s")}", side, side, sinks.Score.to(float32).contiguous().data<float>().ToArray()));
+            }
+
+            return states;
+        }
     }
 
     private static int SideOf(long keys)

@@ -17,6 +17,10 @@ public sealed record InspectionOptions
 
     /// <summary>The mechanism that stands in place of the model's attention, as <c>NAME:option=value,...</c> (see <see cref="Mechanisms.AttentionSwap"/>); null: none.</summary>
     public string? Attention { get; init; }
+
+    /// <summary>Edits of the model, each as <c>NAME:option=value,...</c> (see <see cref="Mechanisms.ModelEdit"/>): the text is read without them first, then with them. They change maps, so that the report shows
+    /// what became of them, which takes the memory of whole maps.</summary>
+    public IReadOnlyList<string> Edits { get; init; } = [];
 }
 
 /// <summary>How far an inspection is.</summary>

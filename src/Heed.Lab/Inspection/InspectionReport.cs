@@ -1,5 +1,7 @@
 using System.Buffers.Binary;
 using System.IO.Compression;
+using System.Text.Json;
+using Heed.Probes;
 
 namespace Heed.Lab.Inspection;
 
@@ -58,7 +60,7 @@ public static class InspectionReport
             throw new ArgumentException($"A report shows 1 to {MaximumTokens} tokens, not {tokens}: inspect fewer (--tokens).");
         }
 
-        foreach (var head in inspection.Heads)
+        foreach (var head in inspection.Heads.Concat(inspection.Before?.Heads ?? []))
         {
             if (head.Map is null || head.Map.Tokens != tokens || head.MassReceived.Length != tokens || head.TopKeys.Length != tokens * inspection.TopCount
                 || head.TopWeights.Length != head.TopKeys.Length || head.Map.TokensPerCell != inspection.Heads[0].Map!.TokensPerCell)
@@ -84,6 +86,22 @@ public static class InspectionReport
         json.WriteNumber("parameters", inspection.Model.Parameters);
         json.WriteEndObject();
         json.WriteString("attention", inspection.Attention);
+        ReportPage.Array(json, "edits", inspection.Edits, json.WriteStringValue);
+        if (inspection.Before is { } before)
+        {
+            json.WriteStartObject("before");
+            ReportPage.Number(json, "bits_per_byte", before.BitsPerByte);
+            ReportPage.Array(json, "loss", before.Tokens, token => ReportPage.Value(json, token.Loss, 4));
+            ReportPage.Array(json, "heads", before.Heads, head =>
+            {
+                json.WriteStartObject();
+                Statistics(json, head);
+                ReportPage.Number(json, "received_max", MostReceived(head));
+                json.WriteEndObject();
+            });
+            json.WriteEndObject();
+        }
+
         ReportPage.Number(json, "bits_per_byte", inspection.BitsPerByte);
         ReportPage.Number(json, "bits_per_byte_without", inspection.BitsPerByteWithout);
         ReportPage.Number(json, "loss_per_token", inspection.LossPerToken);
@@ -91,6 +109,7 @@ public static class InspectionReport
         json.WriteNumber("side", map.Side);
         json.WriteNumber("top_count", inspection.TopCount);
         ReportPage.Array(json, "notices", inspection.Notices, json.WriteStringValue);
+        WriteSinks(json, inspection);
         ReportPage.Array(json, "looks", Enum.GetValues<HeadLook>(), look =>
         {
             json.WriteStartObject();
@@ -106,32 +125,89 @@ public static class InspectionReport
         json.WriteEndObject();
         ReportPage.Array(json, "heads", inspection.Heads, head =>
         {
-            var statistics = head.Statistics;
             json.WriteStartObject();
             json.WriteNumber("layer", head.Layer);
             json.WriteNumber("head", head.Head);
-            json.WriteString("look", Key(head.Look));
-            ReportPage.Number(json, "entropy", statistics.Entropy);
-            ReportPage.Number(json, "entropy_share", statistics.EntropyShare);
-            ReportPage.Number(json, "first_mass", statistics.FirstMass);
-            ReportPage.Number(json, "near_mass", statistics.NearMass);
-            ReportPage.Number(json, "mean_distance", statistics.MeanDistance);
-            ReportPage.Number(json, "previous_share", statistics.PreviousShare);
-            ReportPage.Number(json, "self_share", statistics.SelfShare);
-            ReportPage.Number(json, "induction", statistics.Induction);
+            Statistics(json, head);
             ReportPage.Number(json, "computed_share", head.ComputedShare);
             ReportPage.Number(json, "received_max", MostReceived(head));
+            json.WriteBoolean("dormant", head.IsDormant);
+            ReportPage.Number(json, "column_entropy", head.ColumnEntropy);
+            ReportPage.Number(json, "sink_logit_gap", head.SinkLogitGap);
+            ReportPage.Array(json, "sinks", head.AttentionSinks, json.WriteNumberValue);
             json.WriteEndObject();
         });
         json.WriteEndObject();
     });
 
+    private static void Statistics(Utf8JsonWriter json, InspectedHead head)
+    {
+        var statistics = head.Statistics;
+        json.WriteString("look", Key(head.Look));
+        ReportPage.Number(json, "entropy", statistics.Entropy);
+        ReportPage.Number(json, "entropy_share", statistics.EntropyShare);
+        ReportPage.Number(json, "first_mass", statistics.FirstMass);
+        ReportPage.Number(json, "near_mass", statistics.NearMass);
+        ReportPage.Number(json, "mean_distance", statistics.MeanDistance);
+        ReportPage.Number(json, "previous_share", statistics.PreviousShare);
+        ReportPage.Number(json, "self_share", statistics.SelfShare);
+        ReportPage.Number(json, "induction", statistics.Induction);
+    }
+
+    private static void WriteSinks(Utf8JsonWriter json, InspectionResult inspection)
+    {
+        json.WriteString("dormant_meaning", InspectedHead.DormantMeaning);
+        ReportPage.Number(json, "sink_threshold", SinkMask.AttentionThreshold);
+        json.WriteNumber("sink_rows", InspectedHead.LeastRows);
+        if (inspection.Sinks is { } sinks)
+        {
+            json.WriteStartObject("sinks");
+            json.WriteNumber("primary", sinks.Primary);
+            json.WriteNumber("start", sinks.Start);
+            json.WriteNumber("end", sinks.End);
+            json.WriteNumber("primary_slack", sinks.PrimarySlack);
+            json.WriteNumber("noise_lifetime", sinks.NoiseLifetime);
+            ReportPage.Number(json, "cosine_threshold", sinks.CosineThreshold);
+            ReportPage.Array(json, "tokens", sinks.Tokens, sink =>
+            {
+                json.WriteStartObject();
+                json.WriteNumber("token", sink.Token);
+                json.WriteString("label", sink.Label.ToString().ToLowerInvariant());
+                json.WriteNumber("creation", sink.Creation);
+                json.WriteNumber("lifetime", sink.Lifetime);
+                ReportPage.Array(json, "layers", sink.Layers, json.WriteNumberValue);
+                ReportPage.Number(json, "received", sink.Received);
+                json.WriteEndObject();
+            });
+            json.WriteEndObject();
+        }
+
+        ReportPage.Array(json, "layers", inspection.Layers, layer =>
+        {
+            json.WriteStartObject();
+            json.WriteNumber("layer", layer.Layer);
+            ReportPage.Number(json, "sink", layer.Residual.Norm);
+            ReportPage.Number(json, "mean", layer.Residual.OthersMean);
+            ReportPage.Number(json, "largest", layer.Residual.OthersMaximum);
+            ReportPage.Number(json, "sink_value", layer.SinkValueNorm);
+            ReportPage.Number(json, "value", layer.OthersValueNorm);
+            ReportPage.Number(json, "logit_gap", layer.SinkLogitGap);
+            json.WriteEndObject();
+        });
+    }
+
     private static void WriteBlocks(InspectionResult inspection, StreamWriter writer)
     {
-        for (var index = 0; index < inspection.Heads.Count; index++)
+        WriteBlocks(inspection.Heads, "h", writer);
+        WriteBlocks(inspection.Before?.Heads ?? [], "b", writer);
+    }
+
+    private static void WriteBlocks(IReadOnlyList<InspectedHead> heads, string prefix, StreamWriter writer)
+    {
+        for (var index = 0; index < heads.Count; index++)
         {
-            writer.Write($"<script type=\"text/plain\" id=\"h{index}\">");
-            writer.Write(Convert.ToBase64String(Block(inspection.Heads[index])));
+            writer.Write($"<script type=\"text/plain\" id=\"{prefix}{index}\">");
+            writer.Write(Convert.ToBase64String(Block(heads[index])));
             writer.Write("</script>\n");
         }
     }

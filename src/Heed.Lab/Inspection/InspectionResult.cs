@@ -47,6 +47,27 @@ public sealed record InspectedHead
 
     /// <summary>Entropy of every row, nats, <c>[N]</c>.</summary>
     public required float[] Entropy { get; init; }
+
+    /// <summary>Whether the head is dormant on this text: see <see cref="Probes.DormantHeads"/>, with its thresholds, among columns that at least half of the rows see and that receive more than
+    /// <see cref="Probes.SinkMask.AttentionThreshold"/>. Without that every head of nearly one-hot rows would pass: the last columns, and those of next to no attention, have large entropies anyhow.</summary>
+    public bool IsDormant { get; init; }
+
+    /// <summary>The largest entropy of such a column over the most it could be, 0 to 1; 0: there is none.</summary>
+    public double ColumnEntropy { get; init; }
+
+    /// <summary>Mean over the queries of the score on the first token less the mean score on the tokens between; null where scores are more than products.</summary>
+    public double? SinkLogitGap { get; init; }
+
+    /// <summary>Keys of which each row that sees them gives, on average, more than <see cref="Probes.SinkMask.AttentionThreshold"/>, in order; those that fewer than <see cref="LeastRows"/> rows see are left out.</summary>
+    public IReadOnlyList<int> AttentionSinks { get; init; } = [];
+
+    /// <summary>When a head is called dormant, for legends.</summary>
+    public static string DormantMeaning => string.Create(
+        System.Globalization.CultureInfo.InvariantCulture,
+        $"rows nearly one-hot (mean entropy below {Probes.DormantHeads.RowThreshold} of the most), and a key that at least half of the rows see, that takes more than {Probes.SinkMask.AttentionThreshold} of them on average, from nearly all alike (entropy above {Probes.DormantHeads.ColumnThreshold} of the most)");
+
+    /// <summary>Rows that must see a key to call it a sink: a late key's mean over few rows says little.</summary>
+    public const int LeastRows = 16;
 }
 
 /// <summary>What a model did on a text.</summary>
@@ -78,6 +99,18 @@ public sealed record InspectionResult
 
     /// <summary>Bits per byte of the same text by the model's own attention, where another one stands in its place.</summary>
     public double? BitsPerByteWithout { get; init; }
+
+    /// <summary>The edits of the model, as they were asked for; empty: none.</summary>
+    public IReadOnlyList<string> Edits { get; init; } = [];
+
+    /// <summary>The same text read by the model without its edits; null where there are none.</summary>
+    public InspectionResult? Before { get; init; }
+
+    /// <summary>Tokens whose residual stream is that of a sink; null where the model has one layer.</summary>
+    public InspectedSinks? Sinks { get; init; }
+
+    /// <summary>Norms by layer.</summary>
+    public IReadOnlyList<InspectedLayer> Layers { get; init; } = [];
 
     /// <summary>Seconds that running the model with all statistics took.</summary>
     public double Seconds { get; init; }

@@ -38,6 +38,11 @@ public static class Inspector
         ArgumentNullException.ThrowIfNull(pretrained);
         ArgumentNullException.ThrowIfNull(text);
         options ??= new();
+        if (options.Edits.Count > 0)
+        {
+            return RunEdited(pretrained, name, text, source, options, progress, cancellation);
+        }
+
         var swap = options.Attention is { } attention ? AttentionSwap.Parse(attention) : null;
         var tokenizer = pretrained.Tokenizer ?? throw new ArgumentException($"The model {name} has no tokenizer.json, so text cannot be given to it.");
         var model = pretrained.Model;
@@ -63,6 +68,8 @@ public static class Inspector
         using var scope = NewDisposeScope();
         using var still = no_grad();
         using var statistics = AttentionStatisticsProbe.OfEverything(topCount);
+        using var extreme = new ExtremeTokenProbe();
+        var residuals = new ResidualProbe();
         var near = new NearMassProbe(model.Hooks);
         var maps = new MapPoolingProbe(model.Hooks, cell, LayerDone);
         var ids = tokens.Select(token => (long)token.Id).ToArray();
@@ -84,6 +91,8 @@ public static class Inspector
         double?[] losses;
         using (swap?.Count(model, shares))
         using (model.Hooks.Install(statistics))
+        using (model.Hooks.Install(residuals))
+        using (extreme.Install(model.Hooks))
         using (model.Hooks.Install(near))
         using (model.Hooks.Install(maps))
         {
@@ -98,9 +107,10 @@ public static class Inspector
         }
 
         var all = new List<InspectedHead>(heads);
+        var measures = extreme.Measure().ToDictionary(measure => measure.Site);
         foreach (var site in statistics.Sites)
         {
-            AddHeads(all, site.Layer, statistics[site], near.Mass[site.Layer], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer),
+            AddHeads(all, site.Layer, statistics[site], measures[site], near.Mass[site.Layer], configuration.WindowOf(site.Layer), topCount, maps.Maps[site.Layer], induction?.GetValueOrDefault(site.Layer),
                 swap is null ? null : shares[site.Layer]);
         }
 
@@ -115,8 +125,41 @@ public static class Inspector
             Notices = notices,
             Attention = options.Attention,
             BitsPerByteWithout = without,
+            Sinks = Sinks(residuals, all, configuration.Heads),
+            Layers = [.. statistics.Sites.Select(site => measures[site]).Where(measure => measure.ResidualPeak is not null).Select(measure =>
+                new InspectedLayer(measure.Site.Layer, measure.ResidualPeak!.Value, measure.SinkValueNorm.Average(), measure.OthersValueNorm.Average(), measure.SinkLogitGap?.Average()))],
             Seconds = watch.Elapsed.TotalSeconds,
         };
+    }
+
+    private static InspectionResult RunEdited(
+        PretrainedModel pretrained, string name, string text, string source, InspectionOptions options, IProgress<InspectionProgress>? progress, CancellationToken cancellation)
+    {
+        var edits = options.Edits.Select(ModelEdit.Parse).ToArray();
+        var unedited = options with { Edits = [] };
+        var shape = pretrained.Configuration;
+        var target = new EditTarget(pretrained.Model.Hooks, shape.Layers, shape.Heads) { Materialize = true };
+        // What the model lacks is told before a minute of work.
+        ModelEdit.Apply(edits, target).Dispose();
+        var before = Run(pretrained, name, text, source, unedited, Half(progress, second: false), cancellation);
+        using var applied = ModelEdit.Apply(edits, target);
+        return Run(pretrained, name, text, source, unedited, Half(progress, second: true), cancellation) with { Edits = options.Edits, Before = before };
+    }
+
+    private static Halved? Half(IProgress<InspectionProgress>? progress, bool second) => progress is null ? null : new Halved(progress, second);
+
+    private static InspectedSinks? Sinks(ResidualProbe residuals, List<InspectedHead> heads, int headsPerLayer)
+    {
+        if (residuals.Layers.Count < 2)
+        {
+            return null;
+        }
+
+        var options = new SinkDetectorOptions();
+        var map = residuals.Detect(options);
+        double Received(int layer, int token) =>
+            heads.Skip(layer * headsPerLayer).Take(headsPerLayer).Average(head => head.MassReceived[token] / (double)(map.Tokens - token));
+        return InspectedSinks.Of(map, options, Received);
     }
 
     private static List<TextToken> Cut(IReadOnlyList<TextToken> tokens, DecoderConfiguration configuration, InspectionOptions options, List<string> notices)
@@ -187,7 +230,7 @@ public static class Inspector
     }
 
     private static void AddHeads(
-        List<InspectedHead> all, int layer, AttentionStatistics statistics, float[] near, int? window, int topCount, PooledMap[] maps, float[]? induction,
+        List<InspectedHead> all, int layer, AttentionStatistics statistics, ExtremeTokenMeasures measures, float[] near, int? window, int topCount, PooledMap[] maps, float[]? induction,
         double[]? shares)
     {
         static T[] Values<T>(Tensor tensor, ScalarType type)
@@ -205,6 +248,10 @@ public static class Inspector
         var topKeys = Values<int>(statistics.TopKeys!, ScalarType.Int32);
         var topWeights = Values<float>(statistics.TopWeights!, ScalarType.Float32);
         var tokens = maps[0].Tokens;
+        var dormant = DormantHeads.Detect(statistics, leastRows: (tokens + 1) / 2, leastScore: SinkMask.AttentionThreshold);
+        var (isDormant, columnEntropy) = (Values<bool>(dormant.IsDormant, ScalarType.Bool), Values<float>(dormant.ColumnEntropy, ScalarType.Float32));
+        var seen = SinkScore.RowsThatSee(tokens, tokens, window: window);
+        var takes = Values<bool>(SinkMask.FromStatistics(statistics, window: window).IsSink, ScalarType.Bool);
         for (var head = 0; head < maps.Length; head++)
         {
             var rows = new Range(head * tokens, (head + 1) * tokens);
@@ -220,6 +267,10 @@ public static class Inspector
                 TopWeights = topWeights[top],
                 MassReceived = received[rows],
                 Entropy = entropy[rows],
+                IsDormant = isDormant[head],
+                ColumnEntropy = columnEntropy[head],
+                SinkLogitGap = measures.SinkLogitGap?[head],
+                AttentionSinks = [.. Enumerable.Range(0, tokens).Where(token => takes[(head * tokens) + token] && seen[token] >= InspectedHead.LeastRows)],
             });
         }
     }
@@ -248,6 +299,12 @@ public static class Inspector
         var end = tokens.Max(token => token.Start + token.Length);
         // A first token that shares its only character with the rest leaves nothing of its own to count from.
         return Encoding.UTF8.GetByteCount(text.AsSpan(end > start ? start..end : tokens[0].Start..end));
+    }
+
+    /// <summary>One of two readings of a text.</summary>
+    private sealed class Halved(IProgress<InspectionProgress> whole, bool second) : IProgress<InspectionProgress>
+    {
+        public void Report(InspectionProgress value) => whole.Report(new(value.Done + (second ? value.Total : 0), 2 * value.Total));
     }
 
     /// <summary>Tells when a layer's attention is over.</summary>

@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Text.Json;
 using Heed.Edits;
 using Heed.Models.VisionLanguage;
 
@@ -29,8 +30,14 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     public static IReadOnlyList<ModelEdit> All { get; } =
     [
         new("heads", "heads:scale=2.0/2.3,by=0", "multiplies the outputs of heads, written layer.head with / between them, by a factor; 0 removes them", null, ScaledHeads),
+        new("act", "act:beta=0.4,threshold=0.1,heads=*.*,layers=2-L-2,first=keep", "takes attention off tokens that soak it up, the first such token aside, and gives it to the others; heads as layer.head with / between them, or a file that heed search wrote", "attention-calibration", Calibration),
+        new("ablate", "ablate:attention=2/3,mlp=4", "removes what the attention or the feed-forward part of layers adds to the residual stream, layers with / between them", null, Ablation),
+        new("stream", "stream:at=output,layers=2/3,scale=1,positions=-1", "scales hidden states (at = input, attention, mlp or output of a block) at some layers and positions, all where none is named", null, Stream),
         new("var", "var:rho=0.5,image=0.2,keep=0.6,from=2,to=LAYERS,dims=BOS,threshold=BY WIDTH", "takes attention off sink tokens and gives it to the rest of the picture, where a head looks at the picture", "visual-attention-sink", PictureEdits.Redistribution),
         new("informed", "informed:alpha=0.7,beta=0.4,local=0.25,spatial=0,tokens=informed,from=2,to=32", "raises the scores of the patches that the encoder finds informative; tokens=all: of all patches by alpha", "imbalanced-attention", PictureEdits.Informed),
+        new("move", "move:heads=*.*,sink=0", "makes heads, written layer.head with / between them, put all their attention on one token", "active-dormant-heads", SinkEdits.MovedHeads),
+        new("dormant", "dormant:do=move,row=0.5,column=0.9", "moves the attention of heads that are dormant on the text to the first token (do=zero: removes them)", "active-dormant-heads", SinkEdits.DormantHeadsFound),
+        new("norm", "norm:layer=LAYER,to=100,cosine=0.98", "sets the norm of a layer's feed-forward outputs that point along the first token's", "secondary-sinks", SinkEdits.SteeredNorm),
     ];
 
     /// <summary>Reads an edit.</summary>
@@ -47,7 +54,33 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         return apply;
     }
 
+    /// <summary>Puts edits into a model, one after the other, until the result is disposed.</summary>
+    /// <param name="edits">What <see cref="Parse"/> gave.</param>
+    /// <param name="target">The model. Edits of weights that meet at a site change its map, so that each goes by what the one before it left.</param>
+    /// <exception cref="ArgumentException">The model lacks what an edit names; none is put in then.</exception>
+    public static IDisposable Apply(IReadOnlyList<Func<EditTarget, IDisposable>> edits, EditTarget target)
+    {
+        ArgumentNullException.ThrowIfNull(edits);
+        ArgumentNullException.ThrowIfNull(target);
+        var applied = new Applied();
+        try
+        {
+            foreach (var edit in edits)
+            {
+                applied.Parts.Push(edit(edits.Count > 1 ? target with { Materialize = true } : target));
+            }
+
+            return applied;
+        }
+        catch
+        {
+            applied.Dispose();
+            throw;
+        }
+    }
+
     /// <summary>Heads written <c>layer.head</c> with / between them, <c>*</c> for every head of a layer or every layer: <c>2.0/2.3</c>, <c>3.*</c>, <c>*.0</c>.</summary>
+    /// <summary>Heads written <c>layer.head</c> with / between them, <c>*</c> for every head of a layer or every layer: <c>2.0/2.3</c>, <c>3.*</c>, <c>*.0</c>; or a <see cref="HeadList"/>.</summary>
     /// <param name="specification">The edit.</param>
     /// <param name="option">The option that lists them.</param>
     /// <param name="fallback">What it is where it is not given.</param>
@@ -55,6 +88,11 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     internal static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> Heads(Specification specification, string option, string fallback)
     {
         var text = specification.Text(option) ?? fallback;
+        if (text.EndsWith(HeadList.Extension, StringComparison.OrdinalIgnoreCase))
+        {
+            text = string.Join('/', HeadList.Read(text).Select(head => string.Create(CultureInfo.InvariantCulture, $"{head.Layer}.{head.Head}")));
+        }
+
         var parts = text.Split('/').Select(part => part.Split('.')).ToArray();
         static bool IsPlace(string place) => place == "*" || int.TryParse(place, NumberStyles.None, CultureInfo.InvariantCulture, out _);
         if (!parts.All(part => part.Length == 2 && part.All(IsPlace)))
@@ -81,5 +119,134 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         var heads = Heads(specification, "scale", "*.*");
         var factor = specification.Number("by", 0);
         return target => target.Hooks.Install(new HeadScaling(heads(target).Select(head => new HeadFactor(head.Layer, head.Head, factor))));
+    }
+
+    private static Func<EditTarget, IDisposable> Calibration(Specification specification)
+    {
+        var (beta, threshold) = (specification.Number("beta", AttentionCalibration.DefaultBeta), specification.Number("threshold", Probes.SinkMask.AttentionThreshold));
+        if (!(beta >= 0 && beta <= 1))
+        {
+            throw new ArgumentException($"beta of '{specification.Name}' is the share that stays, from 0 to 1, not {beta.ToString(CultureInfo.InvariantCulture)}.");
+        }
+
+        var keepFirst = specification.Choice("first", true, ("keep", true), ("edit", false));
+        var layers = specification.Text("layers");
+        var named = specification.Text("heads");
+        var heads = named is not null && (named.EndsWith(".json", StringComparison.OrdinalIgnoreCase) || File.Exists(named)) ? FoundHeads(specification, named) : Heads(specification, "heads", "*.*");
+        return target =>
+        {
+            var (first, last) = Layers(specification, layers, target, named is null ? (2, target.Layers - 2) : (0, target.Layers - 1));
+            (int Layer, int Head)[] chosen = [.. heads(target).Where(head => head.Layer >= first && head.Layer <= last)];
+            return chosen.Length == 0
+                ? throw new ArgumentException($"'{specification.Name}' has no head to calibrate in layers {first} to {last} of {target.Layers}: name heads or layers (the method leaves the first two layers and the last alone).")
+                : target.Hooks.Install(new CalibrationEdit(chosen, threshold, beta, keepFirst) { Materialize = target.Materialize });
+        };
+    }
+
+    private static (int First, int Last) Layers(Specification specification, string? text, EditTarget target, (int First, int Last) fallback)
+    {
+        if (text is null)
+        {
+            return fallback;
+        }
+
+        var ends = text.Split('-').Select(end => int.TryParse(end, NumberStyles.None, CultureInfo.InvariantCulture, out var layer) ? layer : -1).ToArray();
+        return ends.Length is 1 or 2 && ends.All(layer => layer >= 0 && layer < target.Layers) && ends[0] <= ends[^1] ? (ends[0], ends[^1])
+            : throw new ArgumentException($"layers of '{specification.Name}' is one layer or two with a - between them, from 0 to {target.Layers - 1}, not '{text}'.");
+    }
+
+    /// <summary>The heads that a search wrote: <c>{"heads": [[layer, head], ...]}</c>.</summary>
+    private static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> FoundHeads(Specification specification, string path)
+    {
+        List<(int Layer, int Head)> heads = [];
+        try
+        {
+            using var document = JsonDocument.Parse(File.ReadAllText(path));
+            heads.AddRange(document.RootElement.GetProperty("heads").EnumerateArray().Select(pair => (pair[0].GetInt32(), pair[1].GetInt32())));
+        }
+        catch (Exception error) when (error is JsonException or KeyNotFoundException or InvalidOperationException or IndexOutOfRangeException or FormatException)
+        {
+            throw new ArgumentException($"heads of '{specification.Name}': {path} is no list of heads as heed search writes it, {{\"heads\": [[layer, head], ...]}}.", error);
+        }
+
+        return target =>
+        {
+            foreach (var (layer, head) in heads)
+            {
+                if (layer < 0 || layer >= target.Layers || head < 0 || head >= target.Heads)
+                {
+                    throw new ArgumentException($"{path} names head {layer}.{head}, and the model has layers 0 to {target.Layers - 1} of heads 0 to {target.Heads - 1}: it is of another model.");
+                }
+            }
+
+            return heads;
+        };
+    }
+
+    private static Func<EditTarget, IDisposable> Ablation(Specification specification)
+    {
+        var (attention, mlp) = (Numbers(specification, "attention"), Numbers(specification, "mlp"));
+        if (attention is null && mlp is null)
+        {
+            throw new ArgumentException($"'{specification.Name}' names the layers whose attention or feed-forward part goes: ablate:attention=2/3,mlp=4 for example.");
+        }
+
+        return target =>
+        {
+            CheckLayers(specification, [.. attention ?? [], .. mlp ?? []], target);
+            return target.Hooks.Install(StreamEdit.Ablate(attention, mlp));
+        };
+    }
+
+    private static Func<EditTarget, IDisposable> Stream(Specification specification)
+    {
+        var point = specification.Choice(
+            "at", StreamPoint.BlockOutput, ("input", StreamPoint.BlockInput), ("attention", StreamPoint.AttentionOutput), ("mlp", StreamPoint.FeedForwardOutput), ("output", StreamPoint.BlockOutput));
+        var (layers, positions) = (Numbers(specification, "layers"), Numbers(specification, "positions", signed: true));
+        var change = new StreamChange(point, layers, specification.Number("scale", 1), null, positions?.Select(position => (long)position).ToArray());
+        var edit = new StreamEdit(change);
+        return target =>
+        {
+            CheckLayers(specification, layers ?? [], target);
+            return target.Hooks.Install(edit);
+        };
+    }
+
+    private static int[]? Numbers(Specification specification, string option, bool signed = false)
+    {
+        if (specification.Text(option) is not { } text)
+        {
+            return null;
+        }
+
+        var style = signed ? NumberStyles.AllowLeadingSign : NumberStyles.None;
+        var parts = text.Split('/');
+        var numbers = parts.Select(part => int.TryParse(part, style, CultureInfo.InvariantCulture, out var number) ? number : (int?)null).ToArray();
+        return numbers.All(number => number is not null) ? [.. numbers.Select(number => number!.Value)]
+            : throw new ArgumentException($"{option} of '{specification.Name}' is a whole number, or several with / between them such as 2/3, not '{text}'.");
+    }
+
+    private static void CheckLayers(Specification specification, IReadOnlyList<int> layers, EditTarget target)
+    {
+        foreach (var layer in layers)
+        {
+            if (layer >= target.Layers)
+            {
+                throw new ArgumentException($"'{specification.Name}' names layer {layer}, and the model's layers are 0 to {target.Layers - 1}.");
+            }
+        }
+    }
+
+    private sealed class Applied : IDisposable
+    {
+        public Stack<IDisposable> Parts { get; } = new();
+
+        public void Dispose()
+        {
+            while (Parts.TryPop(out var part))
+            {
+                part.Dispose();
+            }
+        }
     }
 }

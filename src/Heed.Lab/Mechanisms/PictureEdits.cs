@@ -43,10 +43,10 @@ internal static class PictureEdits
             var model = ModelOf(target, "informed");
             if (all)
             {
-                return target.Hooks.Install(new InformedTokenEdit([InformedTokenSelection.AllOf(model)], alpha, beta, layers));
+                return target.Hooks.Install(new InformedTokenEdit([InformedTokenSelection.AllOf(model)], alpha, beta, layers) { Materialize = target.Materialize });
             }
 
-            var edit = new InformedTokenEdit([new([], [])], alpha, beta, layers);
+            var edit = new InformedTokenEdit([new([], [])], alpha, beta, layers) { Materialize = target.Materialize };
             return new Both(InformedTokenSelection.Install(model, edit, local, spatial), target.Hooks.Install(edit));
         };
     }

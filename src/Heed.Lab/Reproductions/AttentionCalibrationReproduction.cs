@@ -1,6 +1,6 @@
 using System.Globalization;
+using Heed.Edits;
 using Heed.Heads;
-using Heed.Lab.Mechanisms;
 using Heed.Lab.Search;
 using Heed.Lab.Training;
 using Heed.Layers;
@@ -13,7 +13,7 @@ namespace Heed.Lab.Reproductions;
 /// <summary>Attention calibration (arXiv 2406.15765): sinks behind the first token in a decoder trained from scratch, a search for the heads whose calibration helps, and what those heads do on fresh prompts against all, random and the excluded ones.</summary>
 internal sealed class AttentionCalibrationReproduction : Reproduction
 {
-    private const string Edit = "act:beta=0.4,threshold=0.1";
+    private const double Beta = 0.4, Threshold = 0.1;
     private const int Layers = 3, Heads = 4, Width = 64, RandomDraws = 5, AtOnce = 250;
     private const int FewestPairs = 3, MostPairs = 6;
 
@@ -125,8 +125,7 @@ internal sealed class AttentionCalibrationReproduction : Reproduction
 
     private static Condition Try(CausalTransformer model, string name, int pairs, double noise, int seed, int searched, int tested, CancellationToken cancellation)
     {
-        var edit = SearchEdit.Parse(Edit);
-        var target = new EditTarget(model.Hooks, Layers, Heads);
+        IDisposable Calibrate(IReadOnlyList<(int Layer, int Head)> heads) => model.Hooks.Install(new CalibrationEdit(heads, Threshold, Beta));
         using var scope = NewDisposeScope();
         var search = KeyValueTask.Draw(searched, pairs, SearchSeed + seed);
         // What the metric saw, in the order in which the search asks: without, then every head.
@@ -134,7 +133,7 @@ internal sealed class AttentionCalibrationReproduction : Reproduction
         var found = HeadSearch.Run(
             new()
             {
-                Layers = [.. Enumerable.Range(0, Layers)], Heads = Heads, Edit = heads => edit.Install(target, heads), LowerIsBetter = false,
+                Layers = [.. Enumerable.Range(0, Layers)], Heads = Heads, Edit = Calibrate, LowerIsBetter = false,
                 Metric = stop =>
                 {
                     answers.Add(Right(model, search, pairs, noise, stop));
@@ -152,7 +151,7 @@ internal sealed class AttentionCalibrationReproduction : Reproduction
         var test = KeyValueTask.Draw(tested, pairs, TestSeed + seed);
         bool[] With(IReadOnlyList<(int Layer, int Head)> heads)
         {
-            using var edited = heads.Count > 0 ? edit.Install(target, heads) : null;
+            using var edited = heads.Count > 0 ? Calibrate(heads) : null;
             return Right(model, test, pairs, noise, cancellation);
         }
 
@@ -203,7 +202,7 @@ internal sealed class AttentionCalibrationReproduction : Reproduction
 
         return [.. maps.Sites.OrderBy(site => site.Layer).SelectMany(site =>
         {
-            var later = SinkMask.FromAttention(maps[site]).WithoutFirst().IsSink.to(float32);
+            var later = SinkMask.FromAttention(maps[site], Threshold).WithoutFirst().IsSink.to(float32);
             var (flagged, mass) = (later.sum(-1).mean([0L]), (maps[site] * later.unsqueeze(-2)).sum(-1).mean([0L, 2L]));
             return Enumerable.Range(0, Heads).Select(head => ((double)flagged[head].item<float>(), (double)mass[head].item<float>()));
         })];

@@ -33,6 +33,8 @@ public abstract class Reproduction
         new InContextRegressionReproduction(),
         new BrainEncoderReproduction(),
         new CrossAttentionSaliencyReproduction(),
+        new SecondarySinksReproduction(),
+        new AttentionCalibrationReproduction(),
     ];
 
     /// <summary>The paper.</summary>

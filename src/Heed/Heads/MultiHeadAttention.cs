@@ -161,13 +161,14 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
     private readonly int _keyValueHeads;
     private readonly int _headWidth;
     private readonly double _scale;
-    private readonly nn.Module<Tensor, Tensor>? _fused;
+    // Functions, not modules: what a field holds as a module is registered a second time, under the field's name, when the module becomes part of another.
+    private readonly Func<Tensor, Tensor>? _fused;
     private readonly Func<Tensor, Tensor>? _query;
     private readonly Func<Tensor, Tensor>? _key;
     private readonly Func<Tensor, Tensor>? _value;
     private readonly Func<Tensor, Tensor> _output;
-    private readonly nn.Module<Tensor, Tensor>? _queryNorm;
-    private readonly nn.Module<Tensor, Tensor>? _keyNorm;
+    private readonly Func<Tensor, Tensor>? _queryNorm;
+    private readonly Func<Tensor, Tensor>? _keyNorm;
     private readonly long[] _triangle = [];
     private readonly PositionCode? _positions;
     private readonly HeadOutputTransform? _headOutput;
@@ -192,7 +193,7 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
         var (queries, keys) = (options.Heads * _headWidth, _keyValueHeads * _headWidth);
         if (names.QueryKeyValue is { } fused)
         {
-            _fused = Layer(fused, ProjectionRole.QueryKeyValue, width, queries + (2 * keys), options.QueryBias);
+            _fused = Layer(fused, ProjectionRole.QueryKeyValue, width, queries + (2 * keys), options.QueryBias).forward;
         }
         else
         {
@@ -278,8 +279,8 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
 
         using var scope = NewDisposeScope();
         var (query, key, value) = Project(input, context);
-        query = _queryNorm?.forward(query) ?? query;
-        key = _keyNorm?.forward(key) ?? key;
+        query = _queryNorm?.Invoke(query) ?? query;
+        key = _keyNorm?.Invoke(key) ?? key;
         return Attend(input, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)).MoveToOuterDisposeScope();
     }
 
@@ -289,7 +290,7 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
         var heads = Options.Heads;
         if (_fused is not null)
         {
-            var all = _fused.forward(input);
+            var all = _fused(input);
             var (queries, keys) = ((long)heads * _headWidth, (long)_keyValueHeads * _headWidth);
             return (Split(all.narrow(2, 0, queries), heads), Split(all.narrow(2, queries, keys), _keyValueHeads), Split(all.narrow(2, queries + keys, keys), _keyValueHeads));
         }
@@ -408,7 +409,7 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
         register_parameter(name, Parameters.Make(shape, tensor => tensor.uniform_(-limit, limit)));
     }
 
-    private nn.Module<Tensor, Tensor>? Norm(string name)
+    private Func<Tensor, Tensor>? Norm(string name)
     {
         nn.Module<Tensor, Tensor>? norm = Options.QueryKeyNorm switch
         {
@@ -421,7 +422,7 @@ public class MultiHeadAttention : nn.Module<Tensor, Tensor>
             register_module(name, norm);
         }
 
-        return norm;
+        return norm is null ? null : norm.forward;
     }
 
     // Where the elements of a square lie in its lower triangle, row by row; those above the diagonal where their mirror images do.

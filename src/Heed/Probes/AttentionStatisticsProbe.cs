@@ -15,7 +15,6 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
 {
     private readonly AttentionStatisticsRequest _request;
     private readonly Func<AttentionSite, bool>? _at;
-    private readonly torch.Tensor? _ownedSet;
     private readonly Dictionary<AttentionSite, AttentionStatistics> _results = [];
     private readonly List<AttentionSite> _sites = [];
 
@@ -34,9 +33,6 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
         _at = at;
     }
 
-    private AttentionStatisticsProbe(AttentionStatisticsRequest request, Func<AttentionSite, bool>? at, torch.Tensor ownedSet)
-        : this(request, at) => _ownedSet = ownedSet;
-
     /// <summary>The sites seen, in the order of their first call.</summary>
     public IReadOnlyList<AttentionSite> Sites => _sites;
 
@@ -51,12 +47,12 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
     /// <summary>A probe of everything, with the first key as the key set (the usual attention sink).</summary>
     /// <param name="topCount">How many of the largest weights of every row; 0 to 64.</param>
     /// <param name="at">Chooses the sites; null: all.</param>
-    public static AttentionStatisticsProbe OfEverything(int topCount = 0, Func<AttentionSite, bool>? at = null)
-    {
-        var first = torch.ones(1, dtype: torch.@bool).DetachFromDisposeScope();
-        return new(
-            new() { Entropy = true, Maximum = true, MeanDistance = true, KeySet = first, TopCount = topCount, MassPerKey = true, KeyEntropy = true }, at, first);
-    }
+    public static AttentionStatisticsProbe OfEverything(int topCount = 0, Func<AttentionSite, bool>? at = null) => new(
+        new()
+        {
+            Entropy = true, Maximum = true, MeanDistance = true, KeySet = AttentionStatisticsRequest.FirstKey, TopCount = topCount, MassPerKey = true, KeyEntropy = true,
+        },
+        at);
 
     /// <inheritdoc/>
     public override AttentionStages StagesAt(AttentionSite site) => _at is null || _at(site) ? AttentionStages.Statistics : AttentionStages.None;
@@ -106,11 +102,7 @@ public sealed class AttentionStatisticsProbe : AttentionHook, IDisposable
     }
 
     /// <inheritdoc/>
-    public void Dispose()
-    {
-        Clear();
-        _ownedSet?.Dispose();
-    }
+    public void Dispose() => Clear();
 
     private static torch.Tensor? Keep(torch.Tensor? statistic) => statistic?.detach().DetachFromDisposeScope();
 

@@ -22,8 +22,14 @@ public sealed record ExtremeTokenMeasures
     /// <summary>Mean sink logit gap over the queries of <see cref="SinkAttention"/> from the third on, by query head; null where scores are more than scaled products, or queries are not the keys' tokens.</summary>
     public IReadOnlyList<double>? SinkLogitGap { get; init; }
 
-    /// <summary>The value-state drain by key/value head: below 1 where the sink's value is small.</summary>
-    public required IReadOnlyList<double> ValueDrain { get; init; }
+    /// <summary>Mean norm of the sink's value, by key/value head.</summary>
+    public required IReadOnlyList<double> SinkValueNorm { get; init; }
+
+    /// <summary>Mean norm of the other tokens' values, by key/value head.</summary>
+    public required IReadOnlyList<double> OthersValueNorm { get; init; }
+
+    /// <summary>The value-state drain by key/value head: the sink's norm over the others', below 1 where the sink's value is small.</summary>
+    public IReadOnlyList<double> ValueDrain => [.. SinkValueNorm.Zip(OthersValueNorm, (sink, others) => sink / others)];
 
     /// <summary>The residual peak behind the block, means over the batch (the largest: over all); null where the model shows no residual streams.</summary>
     public ResidualPeak? ResidualPeak { get; init; }
@@ -60,6 +66,11 @@ public sealed class ExtremeTokenProbe : IDisposable
     public IReadOnlyList<ExtremeTokenMeasures> Measure(Tensor? dormantQueries = null)
     {
         using var still = no_grad();
+        if (Sites.FirstOrDefault(site => _calls[site].ValueNorm.shape[2] < 2) is { Name: not null } single)
+        {
+            throw new ArgumentException($"A sink is compared with other tokens, and the call at the site '{single}' had one key.");
+        }
+
         return [.. Sites.Select(site =>
         {
             using var scope = NewDisposeScope();
@@ -72,7 +83,8 @@ public sealed class ExtremeTokenProbe : IDisposable
                 SinkAttention = Values(ExtremeTokens.MeanOver(mass, weights)),
                 SinkAttentionAtWork = dormantQueries is null ? null : Values(ExtremeTokens.MeanOver(mass, weights.neg().add(one))),
                 SinkLogitGap = gap is null || gap.shape[2] < 3 ? null : Values(ExtremeTokens.MeanOver(gap.narrow(2, 2, gap.shape[2] - 2), weights.narrow(2, 2, gap.shape[2] - 2))),
-                ValueDrain = Values(ExtremeTokens.ValueDrain(norms)),
+                SinkValueNorm = Values(norms.select(2, 0).mean([0L])),
+                OthersValueNorm = Values(norms.narrow(2, 1, norms.shape[2] - 1).mean([0L, 2L])),
                 ResidualPeak = _streams.Norms.TryGetValue(site.Layer, out var residual) ? PeakOf(residual) : null,
             };
         })];
@@ -101,7 +113,6 @@ public sealed class ExtremeTokenProbe : IDisposable
         private readonly Dictionary<AttentionSite, (Tensor Mass, Tensor? Gap, Tensor ValueNorm)> _found = [];
         private readonly HashSet<AttentionSite> _otherNormalizers = [];
         private readonly List<AttentionSite> _sites = [];
-        private readonly Tensor _first = ones(1, dtype: ScalarType.Bool).DetachFromDisposeScope();
 
         public IReadOnlyList<AttentionSite> Sites => _sites;
 
@@ -110,7 +121,7 @@ public sealed class ExtremeTokenProbe : IDisposable
         // Statistics are defined for softmax only; which normaliser a call has is seen at its inputs, before the later stages are asked for.
         public override AttentionStages StagesAt(AttentionSite site) => AttentionStages.Inputs | (_otherNormalizers.Contains(site) ? AttentionStages.Map : AttentionStages.Statistics);
 
-        public override AttentionStatisticsRequest StatisticsAt(AttentionSite site) => new() { KeySet = _first };
+        public override AttentionStatisticsRequest StatisticsAt(AttentionSite site) => new() { KeySet = AttentionStatisticsRequest.FirstKey };
 
         public override void OnInputs(AttentionCall call)
         {
@@ -150,7 +161,6 @@ public sealed class ExtremeTokenProbe : IDisposable
 
             _found.Clear();
             _sites.Clear();
-            _first.Dispose();
         }
 
         private void Keep(AttentionCall call, Tensor mass)

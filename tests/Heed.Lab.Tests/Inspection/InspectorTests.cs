@@ -10,6 +10,27 @@ public class InspectorTests
 {
     private const string Text = "And God said, Let there be light: and there was light.";
 
+    [Fact]
+    public void An_edited_model_is_shown_beside_itself()
+    {
+        using var pretrained = TinyModel.Create();
+        var plain = Inspect(pretrained, Text, "a verse");
+        var options = new InspectionOptions { Edits = ["heads:scale=*.*,by=0.5", "act:layers=0-1,threshold=0.05"] };
+        var edited = Inspector.Run(pretrained, "tiny", Text, "a verse", options);
+        Assert.Equal(options.Edits, edited.Edits);
+        Assert.Equal(plain.BitsPerByte, edited.Before!.BitsPerByte, 1e-6);
+        Assert.NotEqual(plain.BitsPerByte, edited.BitsPerByte, 1e-4);
+        Assert.NotEqual(plain.Heads[0].Map!.Cells, edited.Heads[0].Map!.Cells);
+        Assert.Equal(plain.Heads[0].Map!.Cells, edited.Before.Heads[0].Map!.Cells);
+        Assert.Empty(pretrained.Model.Hooks.Installed);
+        using var page = new MemoryStream();
+        InspectionReport.Write(edited, page);
+        var html = System.Text.Encoding.UTF8.GetString(page.ToArray());
+        Assert.Contains("id=\"b0\"", html, StringComparison.Ordinal);
+        Assert.Contains("act:layers=0-1,threshold=0.05", html, StringComparison.Ordinal);
+        Assert.Throws<ArgumentException>(() => Inspector.Run(pretrained, "tiny", Text, "a verse", new() { Edits = ["ablate:mlp=99"] }));
+    }
+
     [Theory]
     [InlineData(null)]
     [InlineData(12)]
@@ -68,6 +89,45 @@ public class InspectorTests
             Assert.Equal(previous / rows, head.Statistics.PreviousShare, 1e-9);
             Assert.Equal(self / rows, head.Statistics.SelfShare, 1e-9);
             Assert.Equal(received, head.MassReceived.Select(mass => (double)mass), new Near(1e-3));
+        }
+    }
+
+    [Fact]
+    public void Sinks_norms_and_dormancy_are_those_of_the_streams_and_maps()
+    {
+        using var pretrained = TinyModel.Create();
+        using var planted = pretrained.Model.Hooks.Install(new Planted());
+        var inspection = Inspect(pretrained, Text, "a verse");
+        var tokens = inspection.Tokens.Count;
+        using var scope = torch.NewDisposeScope();
+        using var still = torch.no_grad();
+        using var trace = new ModelTrace(new() { Attention = TraceParts.Value | TraceParts.Weights, Points = [StreamPoint.BlockOutput] });
+        using (trace.Install(pretrained.Model.Hooks))
+        {
+            pretrained.Model.forward(torch.tensor(inspection.Tokens.Select(token => (long)token.Id).ToArray()).unsqueeze(0));
+        }
+
+        var map = SinkDetector.Detect(trace.Stream());
+        Assert.Equal(map.Primary, inspection.Sinks!.Primary);
+        Assert.Equal(Enumerable.Range(0, tokens).Where(token => map.Lifetime[token] > 0), inspection.Sinks.Tokens.Select(sink => sink.Token));
+        Assert.Contains(inspection.Sinks.Tokens, sink => sink.Token == 12);
+        Assert.Equal(TinyModel.Layers, inspection.Layers.Count);
+        foreach (var layer in inspection.Layers)
+        {
+            var norms = trace[layer.Layer, StreamPoint.BlockOutput][0].square().sum(-1).sqrt().data<float>().ToArray();
+            Assert.Equal(norms[0], layer.Residual.Norm, 1e-3);
+            Assert.Equal(norms.Skip(1).Average(), layer.Residual.OthersMean, 1e-3);
+            Assert.Equal(norms.Skip(1).Max(), layer.Residual.OthersMaximum, 1e-3);
+            Assert.Equal(trace[layer.Layer, TraceParts.Value][0].square().sum(-1).sqrt().select(1, 0).mean().item<float>(), layer.SinkValueNorm, 1e-4);
+            var weights = trace[layer.Layer, TraceParts.Weights];
+            var score = SinkScore.Compute(weights);
+            var dormant = DormantHeads.Detect(weights, leastRows: (tokens + 1) / 2, leastScore: SinkMask.AttentionThreshold);
+            foreach (var head in inspection.Heads.Where(head => head.Layer == layer.Layer))
+            {
+                Assert.Equal(Enumerable.Range(0, tokens - InspectedHead.LeastRows + 1).Where(token => score[0, head.Head, token].item<float>() > SinkMask.AttentionThreshold), head.AttentionSinks);
+                Assert.Equal(dormant.ColumnEntropy[0, head.Head].item<float>(), head.ColumnEntropy, 1e-3);
+                Assert.Equal(dormant.IsDormant[0, head.Head].item<bool>(), head.IsDormant);
+            }
         }
     }
 
@@ -334,6 +394,26 @@ public class InspectorTests
         var square = new float[side, side];
         Buffer.BlockCopy(flat, 0, square, 0, flat.Length * sizeof(float));
         return square;
+    }
+
+    /// <summary>Writes one long vector into the streams of tokens 0 and 12.</summary>
+    private sealed class Planted : StreamHook
+    {
+        public override bool ActsAt(StreamSite site) => site is { Layer: 0, Point: StreamPoint.FeedForwardOutput };
+
+        public override torch.Tensor OnStates(StreamSite site, torch.Tensor states)
+        {
+            var vector = torch.zeros_like(states);
+            foreach (var token in new[] { 0, 12 })
+            {
+                if (token < states.shape[1])
+                {
+                    vector[.., token, 3] = 2000f;
+                }
+            }
+
+            return states + vector;
+        }
     }
 
     private sealed class OnlyItself : AttentionHook

@@ -18,12 +18,88 @@ public sealed class ModelEditTests
         Assert.Empty(hooks.Installed);
     }
 
+    [Fact]
+    public void Calibration_leaves_the_outer_layers_alone_and_takes_heads_that_a_search_wrote()
+    {
+        bool[] Layers(string text)
+        {
+            var hooks = new AttentionHooks();
+            using var applied = ModelEdit.Parse(text)(new(hooks, 6, 4));
+            return [.. Enumerable.Range(0, 6).Select(layer => hooks.StagesAt(new(layer, AttentionKind.Self, "")) != AttentionStages.None)];
+        }
+
+        Assert.Equal([false, false, true, true, true, false], Layers("act"));
+        Assert.Equal([true, false, false, true, false, false], Layers("act:heads=0.1/3.*,beta=0.2,threshold=0.3,first=edit"));
+        Assert.Equal([false, false, false, true, false, false], Layers("act:layers=3"));
+        Assert.Equal([true, true, false, false, false, false], Layers("act:layers=0-1"));
+        var file = Path.Combine(Path.GetTempPath(), $"{Guid.NewGuid()}.json");
+        try
+        {
+            File.WriteAllText(file, "{\"heads\": [[5, 0], [1, 3]], \"model\": \"reader\"}");
+            Assert.Equal([false, true, false, false, false, true], Layers($"act:heads={file}"));
+            Assert.Contains("of another model", Assert.Throws<ArgumentException>(() => ModelEdit.Parse($"act:heads={file}")(new(new(), 3, 4))).Message);
+            File.WriteAllText(file, "[1, 2]");
+            Assert.Contains("no list of heads", Assert.Throws<ArgumentException>(() => ModelEdit.Parse($"act:heads={file}")).Message);
+        }
+        finally
+        {
+            File.Delete(file);
+        }
+    }
+
+    [Fact]
+    public void Several_edits_go_in_together_or_not_at_all()
+    {
+        var hooks = new AttentionHooks();
+        var target = new EditTarget(hooks, 4, 2);
+        using (ModelEdit.Apply([ModelEdit.Parse("act:layers=2"), ModelEdit.Parse("ablate:attention=1,mlp=0/3"), ModelEdit.Parse("stream:at=attention,scale=0.5,positions=-1/0")], target))
+        {
+            Assert.True(Assert.IsType<Heed.Edits.CalibrationEdit>(Assert.Single(hooks.Installed)).Materialize);
+            Assert.Equal(2, hooks.Watchers.Count);
+            Assert.True(hooks.Watchers[0].ActsAt(new(3, StreamPoint.FeedForwardOutput, "")));
+            Assert.False(hooks.Watchers[0].ActsAt(new(3, StreamPoint.AttentionOutput, "")));
+        }
+
+        Assert.Throws<ArgumentException>(() => ModelEdit.Apply([ModelEdit.Parse("act:layers=2"), ModelEdit.Parse("ablate:mlp=9")], target));
+        Assert.Empty(hooks.Installed);
+        Assert.Empty(hooks.Watchers);
+    }
+
     [Theory]
+    [InlineData("act:beta=2", "from 0 to 1")]
+    [InlineData("act:first=perhaps", "keep or edit")]
+    [InlineData("act:layers=7", "from 0 to 2")]
+    [InlineData("act", "no head to calibrate")]
+    [InlineData("ablate", "names the layers")]
+    [InlineData("ablate:mlp=x", "whole number")]
+    [InlineData("ablate:attention=3", "layers are 0 to 2")]
+    [InlineData("stream:at=nowhere", "input, attention, mlp or output")]
+    [InlineData("stream:positions=a", "whole number")]
     [InlineData("nothing", "There is no edit")]
     [InlineData("heads:scale=3", "layer.head")]
     [InlineData("heads:sclae=0.1", "sclae")]
     [InlineData("heads:scale=3.0", "layers are 0 to 2")]
     [InlineData("heads:scale=0.4", "heads are 0 to 3")]
+    [InlineData("move:heads=0.9", "heads are 0 to 3")]
+    [InlineData("move:sink=-1", "sink")]
+    [InlineData("dormant:do=wake", "wake")]
+    [InlineData("norm:to=4", "needs the layer")]
+    [InlineData("norm:layer=3", "layers are 0 to 2")]
     public void Wrong_edits_are_refused_in_a_sentence(string text, string expected) =>
         Assert.Contains(expected, Assert.Throws<ArgumentException>(() => ModelEdit.Parse(text)(new(new(), 3, 4))).Message);
+
+    [Theory]
+    [InlineData("move:heads=1.2,sink=1", 1, 0)]
+    [InlineData("dormant:do=zero,row=0.4", 1, 0)]
+    [InlineData("norm:layer=1,to=4", 0, 1)]
+    public void Edits_of_sinks_are_installed_until_they_are_disposed(string text, int calls, int streams)
+    {
+        var hooks = new AttentionHooks();
+        using (ModelEdit.Parse(text)(new(hooks, 3, 4)))
+        {
+            Assert.Equal((calls, streams), (hooks.Installed.Count, hooks.Watchers.Count));
+        }
+
+        Assert.Equal((0, 0), (hooks.Installed.Count, hooks.Watchers.Count));
+    }
 }

@@ -85,6 +85,6 @@ public sealed class RegressionTests : IDisposable
         Refused("one or two tasks", "tasks=3");
         Refused("with one task only", "tasks=2,mean=1");
         Refused("correlation between -1 and 1", "rho=1.5");
-        Assert.Contains("not an attention", Assert.Throws<ArgumentException>(() => new RegressionRecipe().Run(new RecipeOptions { Output = _folder, Attention = "dense" }, _ => { }, _ => { }, default)).Message, StringComparison.Ordinal);
+        Assert.Contains("not an attention", Assert.Throws<ArgumentException>(() => new RegressionRecipe().Run(new RecipeOptions { Output = _folder, Attention = "dense" }, _ => { }, _ => { }, TestContext.Current.CancellationToken)).Message, StringComparison.Ordinal);
     }
 }

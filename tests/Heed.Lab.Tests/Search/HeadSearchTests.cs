@@ -101,7 +101,7 @@ public sealed class HeadSearchTests : IDisposable
         Assert.Equal("heads:by=0,scale=0.2", scaled.With([(0, 2)]));
         using (ModelEdit.Parse(zero.With([(1, 2)]))(target))
         {
-            Assert.Equal(found.Heads[^1].Value, Metric(default));
+            Assert.Equal(found.Heads[^1].Value, Metric(Token));
         }
     }
 

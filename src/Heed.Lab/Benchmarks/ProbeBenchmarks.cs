@@ -1,0 +1,86 @@
+using Heed.Lab.Reproductions;
+using Heed.Models;
+using Heed.Models.Decoders;
+using Heed.Probes;
+using static TorchSharp.torch;
+
+namespace Heed.Lab.Benchmarks;
+
+/// <summary>What it costs to look into a model and to change it: probes on the shipped reader beside its plain forward pass, and the memory of a trace.</summary>
+internal static class ProbeBenchmarks
+{
+    // The project's aim for statistics of all heads.
+    private const double MostOfForward = 1.5;
+
+    public static IEnumerable<BenchmarkResult> Run(BenchmarkContext context) => Statistics(context).Concat(Traces(context));
+
+    private static IEnumerable<BenchmarkResult> Statistics(BenchmarkContext context)
+    {
+        using var scope = NewDisposeScope();
+        using var quiet = no_grad();
+        if (Reader() is not { } reader)
+        {
+            yield break;
+        }
+
+        using var pretrained = reader;
+        var model = pretrained.Model;
+        var ids = Ids(model, context);
+        var shape = ShapeOf(model, ids);
+        void Plain() => model.forward(ids).Dispose();
+        Action With(Func<IDisposable> install) => () =>
+        {
+            using var installed = install();
+            Plain();
+        };
+
+        using var everything = AttentionStatisticsProbe.OfEverything();
+        yield return context.Row("probes/statistics of all heads", shape, With(() => model.Hooks.Install(everything)), "the model without", Plain, Aim.AtMost(MostOfForward));
+        using var largest = AttentionStatisticsProbe.OfEverything(topCount: 8);
+        yield return context.Row("probes/statistics and the 8 largest weights of every row", shape, With(() => model.Hooks.Install(largest)), "the model without", Plain);
+        var residuals = new ResidualProbe();
+        yield return context.Row("probes/sinks of the residual stream", shape, With(() => model.Hooks.Install(residuals)), "the model without", Plain);
+        using var extreme = new ExtremeTokenProbe();
+        yield return context.Row("probes/sink attention, values and residual peaks", shape, With(() => extreme.Install(model.Hooks)), "the model without", Plain);
+    }
+
+    private static IEnumerable<BenchmarkResult> Traces(BenchmarkContext context)
+    {
+        using var scope = NewDisposeScope();
+        using var quiet = no_grad();
+        if (Reader() is not { } reader)
+        {
+            yield break;
+        }
+
+        using var pretrained = reader;
+        var model = pretrained.Model;
+        var ids = Ids(model, context);
+        void Plain() => model.forward(ids).Dispose();
+        foreach (var megabytes in context.Quick ? [16L] : new long[] { 64, 256 })
+        {
+            var budget = megabytes << 20;
+            void Traced()
+            {
+                using var trace = new ModelTrace(new() { Attention = TraceParts.All, Points = Enum.GetValues<StreamPoint>(), Budget = budget });
+                using var installed = trace.Install(model.Hooks);
+                Plain();
+            }
+
+            // What the pass takes anyhow is not the trace's. Its largest tensors are not alive where a trace is fullest, so that the difference is a lower bound of the trace's own peak.
+            var row = context.Row($"probes/trace of everything within {megabytes} MB", ShapeOf(model, ids), Traced, "the model without", Plain, share: 0.5);
+            var own = PairedTimer.ExactPeakGrowth(Traced) - PairedTimer.ExactPeakGrowth(Plain);
+            yield return row with { PeakBytes = own is { } bytes ? Math.Max(0, bytes) : null, Aim = $"peak <= {megabytes} MB", Met = context.Judge(own is null ? null : own <= budget) };
+        }
+    }
+
+    private static PretrainedModel? Reader() => ShippedReader.Folder() is { } folder ? PretrainedModel.Load(folder) : null;
+
+    private static Tensor Ids(Decoder model, BenchmarkContext context)
+    {
+        using var generator = new Generator(1);
+        return randint(0, model.Configuration.VocabularySize, [1, context.Quick ? 128 : 2048], dtype: ScalarType.Int64, generator: generator);
+    }
+
+    private static string ShapeOf(Decoder model, Tensor ids) => $"reader L{model.Configuration.Layers} H{model.Configuration.Heads} N{ids.shape[1]}";
+}

@@ -1,23 +1,16 @@
 using System.CommandLine;
-using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
 using Heed.Lab.Onnx;
-using Heed.Models;
 using Heed.Models.VisionLanguage;
-using Heed.Probes;
-using Spectre.Console;
 using TorchSharp;
 
 namespace Heed.Cli.Commands;
 
-/// <summary><c>heed inspect</c>: run a model on a text and write a report of what it attended to.</summary>
+/// <summary><c>heed inspect</c>: run a model on something and write a report of what it attended to.</summary>
 internal static class InspectCommand
 {
     private const long MegaByte = 1 << 20;
-
-    // No tokenizer makes tokens this long on average; what lies beyond could not be shown.
-    private const int MostBytesPerToken = 64;
 
     public static Command Create()
     {
@@ -47,21 +40,18 @@ internal static class InspectCommand
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { file, model, text, image, prompt, edit, audio, masks, weights, data, output, tokens, budget, attention, threads, json, tensors, input, pixels, characters, save };
-        return command.Runs((result, terminal, cancellation) =>
-        {
-            if (result.GetValue(file) is { } given && !InspectOnnx.Is(given))
-            {
-                throw new ArgumentException($"'{given}' is not an ONNX model (FILE.onnx): name other models with --model.");
-            }
+        string Name(ParseResult result) => result.GetValue(file) ?? result.GetRequiredValue(model);
+        string? Chosen(ParseResult result) => IsGiven(result, model) ? result.GetValue(model) : null;
+        string Report(ParseResult result) => result.GetRequiredValue(output);
+        bool ForPrograms(ParseResult result) => result.GetValue(json);
+        int? Tokens(ParseResult result) => IsGiven(result, tokens) ? result.GetValue(tokens) : null;
+        long Budget(ParseResult result) => (long)(result.GetValue(budget) * MegaByte);
 
-            if ((result.GetValue(file) ?? result.GetValue(model)) is { } onnx && InspectOnnx.Is(onnx))
+        // The first kind that fits is what is meant.
+        Kind[] kinds =
+        [
+            new("ONNX models", "name one, as in heed inspect model.onnx", [text, image, edit, budget, tensors, input, pixels, characters, save], result => InspectOnnx.Is(Name(result)), (result, terminal, cancellation) =>
             {
-                if (new Option[] { prompt, audio, masks, weights, data, tokens, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unsuited)
-                {
-                    throw new ArgumentException($"{unsuited.Name} is not for ONNX models: leave it out.");
-                }
-
                 var request = new OnnxRequest
                 {
                     Image = result.GetValue(image),
@@ -72,324 +62,64 @@ internal static class InspectCommand
                     Pixels = result.GetValue(pixels),
                     Characters = result.GetValue(characters),
                     Edits = result.GetValue(edit) ?? [],
-                    MapBudget = (long)(result.GetValue(budget) * MegaByte),
+                    MapBudget = Budget(result),
                     Threads = result.GetValue(threads),
                 };
-                return InspectOnnx.Run(onnx, request, result.GetValue(save), result.GetRequiredValue(output), result.GetValue(json), terminal, cancellation);
+                return InspectOnnx.Run(Name(result), request, result.GetValue(save), Report(result), ForPrograms(result), terminal, cancellation);
+            }),
+            new("sounds", "say which with --audio FILE", [audio, masks], result => result.GetValue(audio) is not null, (result, terminal, cancellation) => InspectAudio.Run(
+                new(Chosen(result), result.GetValue(audio)!, IsGiven(result, masks) ? result.GetValue(masks) : null, Report(result), ForPrograms(result)), terminal, cancellation)),
+            new("vision-language models", "name the folder of one with --model, and a picture with --image", [image, prompt, edit, tokens],
+                result => result.GetValue(image) is not null && PretrainedVisionLanguageModel.IsIn(Name(result)), (result, terminal, cancellation) => PictureModel.Inspect(
+                    Name(result), result.GetValue(image)!, result.GetValue(prompt), Tokens(result) ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], Report(result), ForPrograms(result), terminal, cancellation)),
+            new("pictures", "say which with --image FILE or --image N", [image, weights, data], result => result.GetValue(image) is not null || ImageModelCard.IsIn(Name(result)),
+                (result, terminal, cancellation) => InspectImage.Run(
+                    new(Chosen(result), result.GetValue(image), result.GetValue(weights), result.GetValue(data), Report(result), ForPrograms(result)), terminal, cancellation)),
+            new("texts", "name a model that reads text with --model", [text, tokens, budget, attention, edit], _ => true, (result, terminal, cancellation) => InspectText.Run(
+                new(Name(result), result.GetValue(text), Report(result), ForPrograms(result)),
+                new() { Tokens = Tokens(result), MapBudget = Budget(result), Attention = result.GetValue(attention), Edits = result.GetValue(edit) ?? [] }, terminal, cancellation)),
+        ];
+        var command = new Command("inspect", "Run a model on a text, a picture or a sound and write a report (one HTML page) of what it attends to.") { file, model, output, threads, json };
+        foreach (var option in kinds.SelectMany(kind => kind.Takes).Distinct())
+        {
+            command.Add(option);
+        }
+
+        return command.Runs((result, terminal, cancellation) =>
+        {
+            if (result.GetValue(file) is { } given && !InspectOnnx.Is(given))
+            {
+                throw new ArgumentException($"'{given}' is not an ONNX model (FILE.onnx): name other models with --model.");
             }
 
-            if (new Option[] { tensors, input, pixels, characters, save }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } only)
-            {
-                throw new ArgumentException($"{only.Name} is for ONNX models: name one, for example heed inspect model.onnx {only.Name} ....");
-            }
-
-            var options = new InspectionOptions
-            {
-                Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention), Edits = result.GetValue(edit) ?? [],
-            };
             if (result.GetValue(threads) is > 0 and var count)
             {
                 torch.set_num_threads(count);
             }
 
-            var name = result.GetRequiredValue(model);
-            if (result.GetValue(audio) is { } sound)
-            {
-                if (new Option[] { text, image, prompt, edit, weights, data, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } foreign)
-                {
-                    throw new ArgumentException($"{foreign.Name} is not for sounds: leave it out where --audio is given.");
-                }
-
-                return InspectAudio.Run(
-                    new(result.GetResult(model) is { Implicit: false } ? name : null, sound, result.GetResult(masks) is null ? null : result.GetValue(masks), result.GetRequiredValue(output), result.GetValue(json)), terminal, cancellation);
-            }
-
-            if (result.GetResult(masks) is not null)
-            {
-                throw new ArgumentException("--masks is for sounds: say which with --audio FILE.");
-            }
-
-            if (result.GetValue(image) is { } shown && PretrainedVisionLanguageModel.IsIn(name))
-            {
-                if (new Option[] { text, budget, attention, weights, data }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unused)
-                {
-                    throw new ArgumentException($"{unused.Name} is not for vision-language models: leave it out.");
-                }
-
-                return PictureModel.Inspect(
-                    name, shown, result.GetValue(prompt), options.Tokens ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], result.GetRequiredValue(output), result.GetValue(json), terminal, cancellation);
-            }
-
-            if (result.GetValue(prompt) is not null)
-            {
-                throw new ArgumentException("--prompt is for vision-language models: name the folder of one with --model, and a picture with --image.");
-            }
-
-            if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
-            {
-                if (new Option[] { text, tokens, budget, attention, edit }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } other)
-                {
-                    throw new ArgumentException($"{other.Name} is for texts: leave it out where a picture is looked at.");
-                }
-
-                return InspectImage.Run(
-                    new(result.GetResult(model) is { Implicit: false } ? name : null, result.GetValue(image), result.GetValue(weights), result.GetValue(data), result.GetRequiredValue(output), result.GetValue(json)),
-                    terminal, cancellation);
-            }
-
-            if (new[] { weights, data }.FirstOrDefault(option => result.GetValue(option) is not null) is { } without)
-            {
-                throw new ArgumentException($"{without.Name} is for pictures: say which with --image FILE or --image N.");
-            }
-
-            var folder = ModelFolder.Find(name);
-            var mostBytes = (long)MostBytesPerToken * Math.Max(1024, options.Tokens ?? InspectionOptions.DefaultTokens);
-            var (page, source) = TextSource.Read(result.GetValue(text), folder, mostBytes, cancellation);
-            var path = result.GetRequiredValue(output);
-            using var pretrained = PretrainedModel.Load(folder);
-            var inspection = WithProgress(terminal, progress =>
-                Inspector.Run(pretrained, ModelFolder.NameOf(folder), page, source, options, progress, cancellation));
-            AtomicFile.Write(path, stream => InspectionReport.Write(inspection, stream));
-
-            if (result.GetValue(json))
-            {
-                terminal.WriteJson(ForPrograms(inspection, path));
-            }
-            else
-            {
-                Print(terminal.Console, inspection, path);
-            }
-
-            return ExitCode.Success;
+            var kind = kinds.First(kind => kind.Fits(result));
+            kind.RefuseForeign(result, kinds);
+            return kind.Run(result, terminal, cancellation);
         });
     }
 
-    private static InspectionResult WithProgress(Terminal terminal, Func<IProgress<InspectionProgress>?, InspectionResult> run)
+    private static bool IsGiven(ParseResult result, Option option) => result.GetResult(option) is { Implicit: false };
+
+    /// <summary>Something that can be looked at.</summary>
+    /// <param name="Things">What it is called.</param>
+    /// <param name="How">How to say that it is meant.</param>
+    /// <param name="Takes">The options that mean something for it, beside those of every kind.</param>
+    /// <param name="Fits">Whether it is meant by a command line.</param>
+    /// <param name="Run">Looks at it.</param>
+    private sealed record Kind(string Things, string How, Option[] Takes, Func<ParseResult, bool> Fits, Func<ParseResult, Terminal, CancellationToken, int> Run)
     {
-        if (!terminal.Notices.Profile.Capabilities.Interactive)
+        public void RefuseForeign(ParseResult result, Kind[] kinds)
         {
-            return run(null);
-        }
-
-        return terminal.Notices.Progress().AutoClear(true).Columns(new TaskDescriptionColumn(), new ProgressBarColumn(), new RemainingTimeColumn()).Start(context =>
-        {
-            var task = context.AddTask("Reading");
-            return run(new Reporter(step => task.Value = 100.0 * step.Done / step.Total));
-        });
-    }
-
-    private static void Print(IAnsiConsole console, InspectionResult inspection, string path)
-    {
-        var table = new Table().Border(TableBorder.Simple);
-        foreach (var (name, left) in new[]
-        {
-            ("layer", false), ("head", false), ("entropy", false), ("of most", false), ("on first", false), ("near", false), ("distance", false), ("previous", false), ("self", false), ("induction", false), ("looks", true),
-        })
-        {
-            table.AddColumn(new TableColumn(name) { Alignment = left ? Justify.Left : Justify.Right });
-        }
-
-        if (inspection.Attention is not null)
-        {
-            table.AddColumn(new TableColumn("computed") { Alignment = Justify.Right });
-        }
-
-        var layer = 0;
-        foreach (var head in inspection.Heads)
-        {
-            if (head.Layer != layer)
+            if (kinds.SelectMany(kind => kind.Takes).Except(Takes).FirstOrDefault(option => IsGiven(result, option)) is { } foreign)
             {
-                table.AddEmptyRow();
-                layer = head.Layer;
+                var takers = kinds.Where(kind => kind.Takes.Contains(foreign)).ToArray();
+                throw new ArgumentException($"{foreign.Name} is for {string.Join(" and ", takers.Select(taker => taker.Things))}, not for {Things}: leave it out, or {takers[0].How}.");
             }
-
-            var statistics = head.Statistics;
-            string[] cells =
-            [
-                Text(head.Layer), Text(head.Head), Text(statistics.Entropy, "F2"), Percent(statistics.EntropyShare), Percent(statistics.FirstMass), Percent(statistics.NearMass), Text(statistics.MeanDistance, "F1"),
-                Percent(statistics.PreviousShare), Percent(statistics.SelfShare), statistics.Induction is { } induction ? Percent(induction) : "–",
-                $"[{Colour(head.Look)}]{HeadLooks.Word(head.Look)}[/]{(head.IsDormant ? ", dormant" : "")}",
-            ];
-            cells = head.ComputedShare is { } computed ? [.. cells, Percent(computed)] : cells;
-            table.AddRow(head.IsDormant ? Array.ConvertAll(cells, cell => $"[grey]{cell}[/]") : cells);
         }
-
-        console.Write(table);
-        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself{(inspection.Attention is null ? "" : "; pairs computed, of those that the layer has")}");
-        if (inspection.Heads.Any(head => head.IsDormant))
-        {
-            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"dormant (grey): {InspectedHead.DormantMeaning}");
-        }
-
-        PrintNorms(console, inspection);
-        PrintSinks(console, inspection);
-        foreach (var notice in inspection.Notices)
-        {
-            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"[yellow]{notice}[/]");
-        }
-
-        console.WriteLine();
-        console.MarkupLineInterpolated(
-            CultureInfo.InvariantCulture,
-            $"[bold]{inspection.Model.Name}[/] on {inspection.Source}: {inspection.Tokens.Count:N0} tokens, [bold]{inspection.BitsPerByte:F3}[/] bits per byte, {inspection.LossPerToken:F3} nats per token ({inspection.Seconds:F1} s)");
-        if (inspection.BitsPerByteWithout is { } without)
-        {
-            var change = (inspection.BitsPerByte / without) - 1;
-            console.MarkupLineInterpolated(
-                CultureInfo.InvariantCulture,
-                $"[bold]{inspection.Attention}[/] computes {Percent(inspection.Heads.Average(head => head.ComputedShare ?? 1))} of the pairs; the model's own attention reads the text at [bold]{without:F3}[/] bits per byte: the swap costs {change:+0.0%;-0.0%;0.0%}");
-        }
-
-        if (inspection.Before is { } before)
-        {
-            var changes = inspection.Tokens.Zip(before.Tokens, (after, first) => after.Loss - first.Loss).OfType<double>().ToArray();
-            console.MarkupLineInterpolated(
-                CultureInfo.InvariantCulture,
-                $"[bold]{string.Join(" ", inspection.Edits)}[/]: the unedited model reads the text at [bold]{before.BitsPerByte:F3}[/] bits per byte, a change of {(inspection.BitsPerByte / before.BitsPerByte) - 1:+0.0%;-0.0%;0.0%}; {changes.Count(change => change < 0)} tokens predicted better, {changes.Count(change => change > 0)} worse");
-        }
-
-        console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"Report: [bold]{path}[/] ({new FileInfo(path).Length / (double)MegaByte:F1} MB); open it in a browser.");
-    }
-
-    private static void PrintNorms(IAnsiConsole console, InspectionResult inspection)
-    {
-        if (inspection.Layers.Count == 0)
-        {
-            return;
-        }
-
-        var table = new Table().Border(TableBorder.Simple);
-        foreach (var name in new[] { "layer", "first token's norm", "others' mean", "others' largest", "first token's value", "others' value", "logit gap" })
-        {
-            table.AddColumn(new TableColumn(name) { Alignment = Justify.Right });
-        }
-
-        foreach (var layer in inspection.Layers)
-        {
-            table.AddRow(
-                Text(layer.Layer), Text(layer.Residual.Norm, "F1"), Text(layer.Residual.OthersMean, "F1"), Text(layer.Residual.OthersMaximum, "F1"), Text(layer.SinkValueNorm, "F2"), Text(layer.OthersValueNorm, "F2"),
-                layer.SinkLogitGap is { } gap ? Text(gap, "F1") : "–");
-        }
-
-        console.Write(table);
-    }
-
-    private static void PrintSinks(IAnsiConsole console, InspectionResult inspection)
-    {
-        if (inspection.Sinks is not { } sinks)
-        {
-            return;
-        }
-
-        // Most first tokens are sinks; a text full of sinks has its longest-lived shown.
-        const int rows = 12;
-        var shown = sinks.Tokens.Where(sink => sink.Label != SinkLabel.Noise).OrderByDescending(sink => sink.Lifetime).ThenBy(sink => sink.Token).Take(rows).OrderBy(sink => sink.Token).ToArray();
-        var table = new Table().Border(TableBorder.Simple);
-        foreach (var (name, left) in new[] { ("sink", false), ("token", true), ("kind", true), ("from layer", false), ("layers", false), ("attention received", false) })
-        {
-            table.AddColumn(new TableColumn(name) { Alignment = left ? Justify.Left : Justify.Right });
-        }
-
-        foreach (var sink in shown)
-        {
-            table.AddRow(
-                Text(sink.Token), Markup.Escape(inspection.Tokens[sink.Token].Text.Replace("\n", "↵", StringComparison.Ordinal).Replace("\t", "⇥", StringComparison.Ordinal)), sink.Label == SinkLabel.Primary ? "[bold]primary[/]" : "secondary",
-                Text(sink.Creation), Text(sink.Lifetime), Percent(sink.Received));
-        }
-
-        console.Write(table);
-        console.MarkupLineInterpolated(
-            CultureInfo.InvariantCulture,
-            $"sinks: tokens whose residual stream is parallel (|cos| > {sinks.CosineThreshold}) to that of token {sinks.Primary} in layers {sinks.Start} to {sinks.End - 1}; primary from {inspection.Model.Layers - sinks.PrimarySlack} layers on; {sinks.Tokens.Count - shown.Length} more not listed");
-    }
-
-    private static object ForPrograms(InspectionResult inspection, string path) => new
-    {
-        inspection.Model,
-        inspection.Source,
-        inspection.Attention,
-        Tokens = inspection.Tokens.Count,
-        inspection.PredictedTokens,
-        inspection.PredictedBytes,
-        inspection.LossPerToken,
-        inspection.BitsPerByte,
-        inspection.BitsPerByteWithout,
-        inspection.Edits,
-        Before = inspection.Before is not { } before ? null : new
-        {
-            before.LossPerToken,
-            before.BitsPerByte,
-            Heads = before.Heads.Select(head => new
-            {
-                head.Layer, head.Head, head.Look, head.Statistics.Entropy, head.Statistics.EntropyShare, head.Statistics.FirstMass, head.Statistics.NearMass, head.Statistics.MeanDistance,
-                head.Statistics.PreviousShare, head.Statistics.SelfShare, head.Statistics.Induction,
-            }),
-            TokenLosses = before.Tokens.Select(token => token.Loss),
-        },
-        inspection.Seconds,
-        Report = path,
-        inspection.Notices,
-        Heads = inspection.Heads.Select(head => new
-        {
-            head.Layer,
-            head.Head,
-            head.Look,
-            head.Statistics.Entropy,
-            head.Statistics.EntropyShare,
-            head.Statistics.FirstMass,
-            head.Statistics.NearMass,
-            head.Statistics.MeanDistance,
-            head.Statistics.PreviousShare,
-            head.Statistics.SelfShare,
-            head.Statistics.Induction,
-            head.ComputedShare,
-            Dormant = head.IsDormant,
-            head.ColumnEntropy,
-            head.SinkLogitGap,
-            head.AttentionSinks,
-        }),
-        Dormancy = new { DormantHeads.RowThreshold, DormantHeads.ColumnThreshold, LeastScore = SinkMask.AttentionThreshold, Meaning = InspectedHead.DormantMeaning },
-        Sinks = inspection.Sinks is not { } sinks ? null : new
-        {
-            sinks.Primary,
-            sinks.Start,
-            sinks.End,
-            sinks.PrimarySlack,
-            sinks.NoiseLifetime,
-            sinks.CosineThreshold,
-            Tokens = sinks.Tokens.Select(sink => new { sink.Token, inspection.Tokens[sink.Token].Text, sink.Label, sink.Creation, sink.Lifetime, sink.Layers, AttentionReceived = sink.Received }),
-        },
-        Layers = inspection.Layers.Select(layer => new
-        {
-            layer.Layer,
-            FirstTokenNorm = layer.Residual.Norm,
-            OthersMeanNorm = layer.Residual.OthersMean,
-            OthersLargestNorm = layer.Residual.OthersMaximum,
-            FirstTokenValueNorm = layer.SinkValueNorm,
-            layer.OthersValueNorm,
-            layer.SinkLogitGap,
-        }),
-        TokenLosses = inspection.Tokens.Select(token => token.Loss),
-    };
-
-    private static string Text(IFormattable value, string? format = null) => value.ToString(format, CultureInfo.InvariantCulture);
-
-    private static string Percent(double share) => Text(100 * share, share is > 0 and < 0.0995 ? "F1" : "F0") + "%";
-
-    private static string Colour(HeadLook look) => look switch
-    {
-        HeadLook.Previous => "blue",
-        HeadLook.Self => "purple",
-        HeadLook.Induction => "hotpink2",
-        HeadLook.Sink => "grey",
-        HeadLook.Local => "green",
-        HeadLook.Broad => "darkorange",
-        _ => "default",
-    };
-
-    /// <summary>Unlike <see cref="Progress{T}"/>, reports on the thread that does the work, so that the last report is not lost.</summary>
-    private sealed class Reporter(Action<InspectionProgress> report) : IProgress<InspectionProgress>
-    {
-        public void Report(InspectionProgress value) => report(value);
     }
 }

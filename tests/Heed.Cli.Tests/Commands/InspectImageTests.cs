@@ -46,7 +46,7 @@ public sealed class InspectImageTests : IDisposable
     }
 
     [Theory]
-    [InlineData("--text is for texts", "--model", "vit", "--image", "0", "--text", "a")]
+    [InlineData("--text is for ONNX models and texts, not for pictures", "--model", "vit", "--image", "0", "--text", "a")]
     [InlineData("--weights is for pictures", "--weights", "a")]
     [InlineData("Say which vision model", "--image", "0")]
     [InlineData("There is no picture 'none.png'", "--model", "vit", "--image", "none.png")]

@@ -64,7 +64,7 @@ public sealed class InspectOnnxTests : IDisposable
     [InlineData("needs the columns", "GOLDEN", "--tensor", "TENSOR", "--edit", "columns:by=0")]
     [InlineData("no option 'factor'", "GOLDEN", "--tensor", "TENSOR", "--edit", "heads:factor=0")]
     [InlineData("say what to change", "GOLDEN", "--tensor", "TENSOR", "--save", "edited.onnx")]
-    [InlineData("--tokens is not for ONNX models", "GOLDEN", "--tokens", "5")]
+    [InlineData("--tokens is for vision-language models and texts, not for ONNX models", "GOLDEN", "--tokens", "5")]
     [InlineData("no input 'z'", "GOLDEN", "--input", "z", "--tensor", "TENSOR")]
     public async Task MistakesAreOneSentence(string words, params string[] arguments)
     {

@@ -44,7 +44,7 @@ public sealed class SpeechCommandTests : IDisposable
     [InlineData("There is no sound file", "transcribe", "none.wav", "--model", "MODEL")]
     [InlineData("is not the folder of a speech model", "transcribe", "SOUND", "--model", "none")]
     [InlineData("Say which speech model", "inspect", "--audio", "SOUND")]
-    [InlineData("--text is not for sounds", "inspect", "--audio", "SOUND", "--model", "MODEL", "--text", "a")]
+    [InlineData("--text is for ONNX models and texts, not for sounds", "inspect", "--audio", "SOUND", "--model", "MODEL", "--text", "a")]
     [InlineData("--masks is for sounds", "inspect", "--masks", "5")]
     [InlineData("is not a WAV file", "inspect", "--audio", "MODEL/config.json", "--model", "MODEL")]
     public async Task Mistakes_are_one_sentence(string sentence, params string[] arguments)

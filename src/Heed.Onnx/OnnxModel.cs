@@ -43,8 +43,9 @@ public sealed class OnnxModel : IDisposable
     /// <summary>Version of the standard operators that the model uses.</summary>
     public int OperatorVersion => (int)_graph.Opset;
 
-    /// <summary>Number of the model's weights that lie in the file.</summary>
-    public long ParameterCount => _graph.Constants.Values.Where(constant => constant.Type is OnnxElementType.Float32 or OnnxElementType.Float16 or OnnxElementType.BFloat16 or OnnxElementType.Float64).Sum(constant => constant.Count);
+    /// <summary>Number of the model's weights.</summary>
+    public long ParameterCount => _graph.Constants.Values.Concat(_graph.Nodes.Where(node => node.Operation is "Constant").Select(node => node.Attribute("value")?.Tensor).OfType<OnnxConstant>())
+        .Where(constant => constant.Type is OnnxElementType.Float32 or OnnxElementType.Float16 or OnnxElementType.BFloat16 or OnnxElementType.Float64).Sum(constant => constant.Count);
 
     /// <summary>The attentions, in the order in which the graph runs.</summary>
     public IReadOnlyList<OnnxAttention> Attentions { get; }
@@ -130,17 +131,10 @@ public sealed class OnnxModel : IDisposable
         ArgumentNullException.ThrowIfNull(edits);
         NeedAttention();
         var graph = _graph.Copy();
-        var count = 0;
         foreach (var edit in edits)
         {
             edit.Check(Attentions);
-            string tag;
-            do
-            {
-                tag = $"edit{count++}";
-            }
-            while (_facts.Keys.Any(name => name.Contains($"_before_{tag}", StringComparison.Ordinal)));
-            MapRewriter.Edit(graph, Attentions, edit, _facts, tag);
+            MapRewriter.Edit(graph, Attentions, edit, _facts);
         }
 
         return new(Path, graph, _facts, Attentions, Notices, WeightFiles);

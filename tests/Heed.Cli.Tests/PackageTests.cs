@@ -12,6 +12,7 @@ public sealed class PackageTests(PackageTests.Packed packed) : IClassFixture<Pac
     [InlineData("Heed.Kernels")]
     [InlineData("Heed")]
     [InlineData("Heed.Models")]
+    [InlineData("Heed.Onnx")]
     public void LibrariesCarryReadmeLicenceAndDocs(string name)
     {
         using var package = packed.Open(name);
@@ -26,7 +27,7 @@ public sealed class PackageTests(PackageTests.Packed packed) : IClassFixture<Pac
     [Fact]
     public void NothingCarriesLibTorchOrAPathOfTheBuildingMachine()
     {
-        foreach (var name in new[] { "Heed.Kernels", "Heed", "Heed.Models", "Heed.Cli" })
+        foreach (var name in new[] { "Heed.Kernels", "Heed", "Heed.Models", "Heed.Onnx", "Heed.Cli" })
         {
             using var package = packed.Open(name);
             Assert.DoesNotContain(package.Entries, entry => entry.Name is "libtorch.path" || entry.Name.Contains("torch_cpu", StringComparison.Ordinal));
@@ -80,7 +81,7 @@ public sealed class PackageTests(PackageTests.Packed packed) : IClassFixture<Pac
             Folder = Directory.CreateTempSubdirectory("heed-packages-").FullName;
             Feed = Path.Combine(Folder, "feed");
             Processes.Run("dotnet", Repository.Root, "pack", "src/Heed.Cli", "-c", "Release", "-o", Feed, $"-p:ArtifactsPath={Path.Combine(Folder, "artifacts")}");
-            foreach (var name in new[] { "Heed.Kernels", "Heed", "Heed.Models" })
+            foreach (var name in new[] { "Heed.Kernels", "Heed", "Heed.Models", "Heed.Onnx" })
             {
                 Processes.Run("dotnet", Repository.Root, "pack", $"src/{name}", "-c", "Release", "-o", Feed, $"-p:ArtifactsPath={Path.Combine(Folder, "artifacts")}");
             }

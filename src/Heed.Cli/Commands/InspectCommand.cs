@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
+using Heed.Lab.Onnx;
 using Heed.Models;
 using Heed.Models.VisionLanguage;
 using Heed.Probes;
@@ -31,18 +32,57 @@ internal static class InspectCommand
             DefaultValueFactory = _ => InspectionOptions.DefaultMapBudget / (double)MegaByte,
         }.Between(0.1, 1000);
         var image = new Option<string?>("--image") { Description = "Look at a picture with a vision model: a file, or the number of a picture of Fashion-MNIST's test split.", HelpName = "FILE|N" };
-        var prompt = new Option<string?>("--prompt") { Description = $"With --image and a vision-language model: what to say to it. Default: {PictureModel.DefaultPrompt}", HelpName = "TEXT" };
-        var edit = CommandExtensions.EditOption();
         var audio = new Option<string?>("--audio") { Description = "Listen to a sound with a speech model: a WAV file.", HelpName = "FILE" };
         var masks = new Option<int>("--masks") { Description = "With --audio: how often parts of the sound are hidden to find what matters; 0: never.", HelpName = "N" }.AtLeast(0);
+        var prompt = new Option<string?>("--prompt") { Description = $"With --image and a vision-language model: what to say to it. Default: {PictureModel.DefaultPrompt}", HelpName = "TEXT" };
+        var edit = CommandExtensions.EditOption();
         var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
         var data = new Option<string?>("--data") { Description = "Folder of Fashion-MNIST; the default is where its Debian package puts it.", HelpName = "FOLDER" };
+        var file = new Argument<string?>("file") { Description = "An ONNX model (FILE.onnx), with a picture, a text or tensors.", Arity = ArgumentArity.ZeroOrOne, HelpName = "FILE.onnx" };
+        var tensors = new Option<string[]>("--tensor") { Description = "For ONNX models: a tensor as .npy, .safetensors or .json, for the input before the = or the next that has none.", HelpName = "[INPUT=]FILE" };
+        var input = new Option<string?>("--input") { Description = "For ONNX models: the input that the picture, text or tensor is for.", HelpName = "NAME" };
+        var pixels = new Option<string?>("--pixels") { Description = $"For ONNX models: how pixels become numbers: {OnnxPixels.Names}. Default: half, and half:bgr for lines of text.", HelpName = "NAME[:bgr]" };
+        var characters = new Option<string?>("--characters") { Description = "For ONNX models that read lines of text: the list of characters, one a line. Default: a .txt file beside the model that fits.", HelpName = "FILE" };
+        var save = new Option<string?>("--save") { Description = "For ONNX models: write the edited model.", HelpName = "FILE.onnx" };
         var attention = CommandExtensions.AttentionOption();
         var threads = CommandExtensions.ThreadsOption();
         var json = CommandExtensions.JsonOption();
-        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { model, text, image, prompt, edit, audio, masks, weights, data, output, tokens, budget, attention, threads, json };
+        var command = new Command("inspect", "Run a model on a text or a picture and write a report (one HTML page) of what it attends to.") { file, model, text, image, prompt, edit, audio, masks, weights, data, output, tokens, budget, attention, threads, json, tensors, input, pixels, characters, save };
         return command.Runs((result, terminal, cancellation) =>
         {
+            if (result.GetValue(file) is { } given && !InspectOnnx.Is(given))
+            {
+                throw new ArgumentException($"'{given}' is not an ONNX model (FILE.onnx): name other models with --model.");
+            }
+
+            if ((result.GetValue(file) ?? result.GetValue(model)) is { } onnx && InspectOnnx.Is(onnx))
+            {
+                if (new Option[] { prompt, audio, masks, weights, data, tokens, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unsuited)
+                {
+                    throw new ArgumentException($"{unsuited.Name} is not for ONNX models: leave it out.");
+                }
+
+                var request = new OnnxRequest
+                {
+                    Image = result.GetValue(image),
+                    // A text may be a file, standard input, or the text itself.
+                    Text = result.GetValue(text) is not { } words ? null : words == TextSource.StandardInput || File.Exists(words) ? TextSource.Read(words, ".", MegaByte, cancellation) : (words, "the text given"),
+                    Tensors = result.GetValue(tensors) ?? [],
+                    Input = result.GetValue(input),
+                    Pixels = result.GetValue(pixels),
+                    Characters = result.GetValue(characters),
+                    Edits = result.GetValue(edit) ?? [],
+                    MapBudget = (long)(result.GetValue(budget) * MegaByte),
+                    Threads = result.GetValue(threads),
+                };
+                return InspectOnnx.Run(onnx, request, result.GetValue(save), result.GetRequiredValue(output), result.GetValue(json), terminal, cancellation);
+            }
+
+            if (new Option[] { tensors, input, pixels, characters, save }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } only)
+            {
+                throw new ArgumentException($"{only.Name} is for ONNX models: name one, for example heed inspect model.onnx {only.Name} ....");
+            }
+
             var options = new InspectionOptions
             {
                 Tokens = result.GetResult(tokens) is null ? null : result.GetValue(tokens), MapBudget = (long)(result.GetValue(budget) * MegaByte), Attention = result.GetValue(attention), Edits = result.GetValue(edit) ?? [],
@@ -53,6 +93,22 @@ internal static class InspectCommand
             }
 
             var name = result.GetRequiredValue(model);
+            if (result.GetValue(audio) is { } sound)
+            {
+                if (new Option[] { text, image, prompt, edit, weights, data, tokens, budget, attention }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } foreign)
+                {
+                    throw new ArgumentException($"{foreign.Name} is not for sounds: leave it out where --audio is given.");
+                }
+
+                return InspectAudio.Run(
+                    new(result.GetResult(model) is { Implicit: false } ? name : null, sound, result.GetResult(masks) is null ? null : result.GetValue(masks), result.GetRequiredValue(output), result.GetValue(json)), terminal, cancellation);
+            }
+
+            if (result.GetResult(masks) is not null)
+            {
+                throw new ArgumentException("--masks is for sounds: say which with --audio FILE.");
+            }
+
             if (result.GetValue(image) is { } shown && PretrainedVisionLanguageModel.IsIn(name))
             {
                 if (new Option[] { text, budget, attention, weights, data }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } unused)
@@ -67,22 +123,6 @@ internal static class InspectCommand
             if (result.GetValue(prompt) is not null)
             {
                 throw new ArgumentException("--prompt is for vision-language models: name the folder of one with --model, and a picture with --image.");
-            }
-
-            if (result.GetValue(audio) is { } sound)
-            {
-                if (new Option[] { text, image, weights, data, tokens, budget, attention, edit }.FirstOrDefault(option => result.GetResult(option) is { Implicit: false }) is { } foreign)
-                {
-                    throw new ArgumentException($"{foreign.Name} is not for sounds: leave it out where --audio is given.");
-                }
-
-                return InspectAudio.Run(
-                    new(result.GetResult(model) is { Implicit: false } ? name : null, sound, result.GetResult(masks) is null ? null : result.GetValue(masks), result.GetRequiredValue(output), result.GetValue(json)), terminal, cancellation);
-            }
-
-            if (result.GetResult(masks) is not null)
-            {
-                throw new ArgumentException("--masks is for sounds: say which with --audio FILE.");
             }
 
             if (result.GetValue(image) is not null || ImageModelCard.IsIn(name))
@@ -178,7 +218,7 @@ internal static class InspectCommand
         console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"entropy in nats and as share of the most a row can have; mass on the first token and on the nearest 16; mean distance in tokens; rows whose largest weight is the previous token or the token itself{(inspection.Attention is null ? "" : "; pairs computed, of those that the layer has")}");
         if (inspection.Heads.Any(head => head.IsDormant))
         {
-            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"dormant (grey): row entropy below {DormantHeads.RowThreshold} and a column's entropy above {DormantHeads.ColumnThreshold} of the most they could be");
+            console.MarkupLineInterpolated(CultureInfo.InvariantCulture, $"dormant (grey): {InspectedHead.DormantMeaning}");
         }
 
         PrintNorms(console, inspection);
@@ -308,7 +348,7 @@ internal static class InspectCommand
             head.SinkLogitGap,
             head.AttentionSinks,
         }),
-        Dormancy = new { RowThreshold = DormantHeads.RowThreshold, ColumnThreshold = DormantHeads.ColumnThreshold },
+        Dormancy = new { DormantHeads.RowThreshold, DormantHeads.ColumnThreshold, LeastScore = SinkMask.AttentionThreshold, Meaning = InspectedHead.DormantMeaning },
         Sinks = inspection.Sinks is not { } sinks ? null : new
         {
             sinks.Primary,

@@ -1,4 +1,5 @@
 using Heed.Models.Texts;
+using Heed.Probes;
 using static TorchSharp.torch;
 
 namespace Heed.Lab.Backcopy;
@@ -22,30 +23,18 @@ internal sealed record BackcopyLayer(int Index)
     /// <summary>Mean weight on the first token over chosen queries (boolean <c>[B, N]</c>), <c>[H]</c>.</summary>
     public Tensor SinkAttention(Tensor queries)
     {
-        using var scope = NewDisposeScope();
-        var chosen = queries.unsqueeze(1).to(Weights!.dtype);
-        return ((Weights.select(-1, 0) * chosen).sum([0, 2]) / chosen.sum()).MoveToOuterDisposeScope();
+        using var mass = Weights!.select(-1, 0);
+        return ExtremeTokens.SinkAttention(mass, queries);
     }
 
-    /// <summary>Norm of the value of every token, <c>[B, H, N]</c>.</summary>
-    public Tensor ValueNorm() => Values!.norm(-1);
+    /// <summary>Norm of the value of every token, before or behind the output projection, <c>[B, H, N]</c>.</summary>
+    public Tensor ValueNorm(Tensor? outputWeight = null) => ExtremeTokens.ValueNorm(Values!, outputWeight);
 
     /// <summary>Norm of the residual stream, <c>[B, N]</c>.</summary>
     public Tensor ResidualNorm() => Residual.norm(-1);
 
     /// <summary>By how much the score of the first token exceeds the mean score of the others before the query, <c>[B, H, N]</c>; 0 for queries 0 and 1, which have no others.</summary>
-    public Tensor SinkLogitGap()
-    {
-        using var scope = NewDisposeScope();
-        using TorchSharp.Scalar zero = 0, one = 1;
-        var length = Scores!.shape[^1];
-        var others = ones([length, length], dtype: ScalarType.Bool).tril(-1);
-        others.select(1, 0).fill_(false);
-        var counts = others.sum(1).clamp_min(one).to(Scores.dtype);
-        var mean = Scores.masked_fill(others.logical_not(), zero).sum(-1) / counts;
-        var meaningful = arange(length, dtype: int64).ge(2);
-        return (Scores.select(-1, 0) - mean).masked_fill(meaningful.logical_not(), zero).MoveToOuterDisposeScope();
-    }
+    public Tensor SinkLogitGap() => ExtremeTokens.SinkLogitGap(Scores!);
 }
 
 /// <summary>Keeps scores, weights, values and residuals of a small model's last forward pass while it is installed. Shows what other hooks left of them, where those were installed before.</summary>

@@ -8,13 +8,15 @@ namespace Heed.Lab.Backcopy;
 
 /// <summary>What a layer does with the begin token, the mean over texts; of several heads the one that parks most.</summary>
 /// <param name="SinkAttention">Weight on the begin token at tokens that are no triggers.</param>
+/// <param name="SinkAttentionOfOthers">The same without the begin token's own row, which can look at nothing else.</param>
 /// <param name="SinkAttentionAtTriggers">The same at triggers.</param>
 /// <param name="LogitGap">By how much the begin token's score exceeds the mean of the others, at tokens that are no triggers.</param>
 /// <param name="SinkValue">Norm of the begin token's value after the output matrix.</param>
 /// <param name="OtherValue">Mean of that norm over the other tokens.</param>
 /// <param name="SinkResidual">Norm of the residual stream behind the layer at the begin token.</param>
 /// <param name="OtherResidual">Mean of that norm over the other tokens.</param>
-public sealed record BackcopyLayerMeasures(double SinkAttention, double SinkAttentionAtTriggers, double LogitGap, double SinkValue, double OtherValue, double SinkResidual, double OtherResidual);
+public sealed record BackcopyLayerMeasures(
+    double SinkAttention, double SinkAttentionOfOthers, double SinkAttentionAtTriggers, double LogitGap, double SinkValue, double OtherValue, double SinkResidual, double OtherResidual);
 
 /// <summary>What a model does with texts that it has not seen.</summary>
 /// <param name="CopyExcess">Mean divergence from the truth at triggers, nats.</param>
@@ -132,6 +134,8 @@ public sealed record BackcopySettings
         var tokens = HeldOut(texts);
         var triggers = Language.TriggerMask(tokens);
         var others = triggers.logical_not();
+        var behind = others.clone();
+        behind.select(1, 0).fill_(false);
         var (copy, bigram) = BackcopyRisk.Excess(model.forward(tokens), Language.Oracle(tokens), triggers);
         var share = Number(triggers.to(float64).mean());
         // A language without triggers has no risk at them.
@@ -142,18 +146,17 @@ public sealed record BackcopySettings
             var (sink, rest) = AtSink(layer.ResidualNorm());
             if (layer.Weights is null)
             {
-                layers.Add(new(0, 0, 0, 0, 0, sink, rest));
+                layers.Add(new(0, 0, 0, 0, 0, 0, sink, rest));
                 continue;
             }
 
             var parked = layer.SinkAttention(others);
             var head = parked.argmax().item<long>();
-            var width = layer.Values!.shape[^1];
-            var output = model.get_parameter($"layers.{layer.Index}.attention.wo.weight")!.narrow(1, head * width, width);
-            var (sinkValue, otherValue) = AtSink(layer.Values.select(1, head).matmul(output.t()).norm(-1));
+            var (sinkValue, otherValue) = AtSink(layer.ValueNorm(model.get_parameter($"layers.{layer.Index}.attention.wo.weight")).select(1, head));
             // Queries 0 and 1 have no other keys to compare with.
             var gaps = layer.SinkLogitGap().select(1, head).narrow(1, 2, Model.Length - 2).masked_select(others.narrow(1, 2, Model.Length - 2));
-            layers.Add(new(Number(parked[head]), share > 0 ? Number(layer.SinkAttention(triggers)[head]) : 0, gaps.numel() > 0 ? Number(gaps.mean()) : 0, sinkValue, otherValue, sink, rest));
+            layers.Add(new(
+                Number(parked[head]), Number(layer.SinkAttention(behind)[head]), share > 0 ? Number(layer.SinkAttention(triggers)[head]) : 0, gaps.numel() > 0 ? Number(gaps.mean()) : 0, sinkValue, otherValue, sink, rest));
         }
 
         var (embeddedSink, embeddedOther) = AtSink(probe.Embedded!.norm(-1));
@@ -175,7 +178,7 @@ public sealed record BackcopySettings
             var at = measures.Layers[layer];
             foreach (var (name, value) in new[]
             {
-                ("sink attention", at.SinkAttention), ("sink attention at triggers", at.SinkAttentionAtTriggers), ("sink logit gap", at.LogitGap), ("sink value norm", at.SinkValue), ("other value norm", at.OtherValue),
+                ("sink attention", at.SinkAttention), ("sink attention of others", at.SinkAttentionOfOthers), ("sink attention at triggers", at.SinkAttentionAtTriggers), ("sink logit gap", at.LogitGap), ("sink value norm", at.SinkValue), ("other value norm", at.OtherValue),
                 ("sink residual norm", at.SinkResidual), ("other residual norm", at.OtherResidual),
             })
             {

@@ -35,6 +35,33 @@ internal static class PairedTimer
             : (Median(oursTimes), Median(peerTimes), Median(oursTimes.Zip(peerTimes, (a, b) => b / a)));
     }
 
+    /// <summary>As <see cref="PeakGrowth"/>, with every tensor of more than 64 KiB in pages of its own, so that holes between blocks of the heap do not count. Timings before and after it are not of the same allocator.</summary>
+    public static long? ExactPeakGrowth(Action work)
+    {
+        const int mapFrom = -3, large = 32 << 20;
+        try
+        {
+            SetAllocator(mapFrom, 64 << 10);
+            return PeakGrowth(work);
+        }
+        finally
+        {
+            SetAllocator(mapFrom, large);
+        }
+    }
+
+    private static void SetAllocator(int option, int value)
+    {
+        try
+        {
+            _ = SetOption(option, value);
+        }
+        catch (Exception error) when (error is EntryPointNotFoundException or DllNotFoundException)
+        {
+            // Not glibc: holes count.
+        }
+    }
+
     /// <summary>How much the resident set grows at most while the work runs, in bytes; null where the system does not tell.</summary>
     public static long? PeakGrowth(Action work)
     {
@@ -70,6 +97,10 @@ internal static class PairedTimer
     [DllImport("libc", EntryPoint = "malloc_trim")]
     [DefaultDllImportSearchPaths(DllImportSearchPath.SafeDirectories)]
     private static extern int Trim(nint pad);
+
+    [DllImport("libc", EntryPoint = "mallopt")]
+    [DefaultDllImportSearchPaths(DllImportSearchPath.SafeDirectories)]
+    private static extern int SetOption(int option, int value);
 
     public static double Median(IEnumerable<double> values)
     {

@@ -69,7 +69,7 @@ internal static class ProbeBenchmarks
 
             // What the pass takes anyhow is not the trace's. Its largest tensors are not alive where a trace is fullest, so that the difference is a lower bound of the trace's own peak.
             var row = context.Row($"probes/trace of everything within {megabytes} MB", ShapeOf(model, ids), Traced, "the model without", Plain, share: 0.5);
-            var own = row.PeakBytes - PairedTimer.PeakGrowth(Plain);
+            var own = PairedTimer.ExactPeakGrowth(Traced) - PairedTimer.ExactPeakGrowth(Plain);
             yield return row with { PeakBytes = own is { } bytes ? Math.Max(0, bytes) : null, Aim = $"peak <= {megabytes} MB", Met = context.Judge(own is null ? null : own <= budget) };
         }
     }

@@ -156,7 +156,7 @@ public static class InspectionReport
 
     private static void WriteSinks(Utf8JsonWriter json, InspectionResult inspection)
     {
-        json.WriteString("dormant_meaning", $"rows nearly one-hot (mean entropy below {DormantHeads.RowThreshold:0.##} of the most) and a column that takes from nearly every row alike (entropy above {DormantHeads.ColumnThreshold:0.##} of the most)");
+        json.WriteString("dormant_meaning", InspectedHead.DormantMeaning);
         ReportPage.Number(json, "sink_threshold", SinkMask.AttentionThreshold);
         json.WriteNumber("sink_rows", InspectedHead.LeastRows);
         if (inspection.Sinks is { } sinks)

@@ -48,10 +48,11 @@ public sealed record InspectedHead
     /// <summary>Entropy of every row, nats, <c>[N]</c>.</summary>
     public required float[] Entropy { get; init; }
 
-    /// <summary>Whether the head is dormant on this text: see <see cref="Probes.DormantHeads"/>, with its thresholds.</summary>
+    /// <summary>Whether the head is dormant on this text: see <see cref="Probes.DormantHeads"/>, with its thresholds, among columns that at least half of the rows see and that receive more than
+    /// <see cref="Probes.SinkMask.AttentionThreshold"/>. Without that every head of nearly one-hot rows would pass: the last columns, and those of next to no attention, have large entropies anyhow.</summary>
     public bool IsDormant { get; init; }
 
-    /// <summary>The largest entropy of a column over the most it could be, 0 to 1.</summary>
+    /// <summary>The largest entropy of such a column over the most it could be, 0 to 1; 0: there is none.</summary>
     public double ColumnEntropy { get; init; }
 
     /// <summary>Mean over the queries of the score on the first token less the mean score on the tokens between; null where scores are more than products.</summary>
@@ -59,6 +60,11 @@ public sealed record InspectedHead
 
     /// <summary>Keys of which each row that sees them gives, on average, more than <see cref="Probes.SinkMask.AttentionThreshold"/>, in order; those that fewer than <see cref="LeastRows"/> rows see are left out.</summary>
     public IReadOnlyList<int> AttentionSinks { get; init; } = [];
+
+    /// <summary>When a head is called dormant, for legends.</summary>
+    public static string DormantMeaning => string.Create(
+        System.Globalization.CultureInfo.InvariantCulture,
+        $"rows nearly one-hot (mean entropy below {Probes.DormantHeads.RowThreshold} of the most), and a key that at least half of the rows see, that takes more than {Probes.SinkMask.AttentionThreshold} of them on average, from nearly all alike (entropy above {Probes.DormantHeads.ColumnThreshold} of the most)");
 
     /// <summary>Rows that must see a key to call it a sink: a late key's mean over few rows says little.</summary>
     public const int LeastRows = 16;

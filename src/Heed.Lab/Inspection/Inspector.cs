@@ -248,7 +248,7 @@ public static class Inspector
         var topKeys = Values<int>(statistics.TopKeys!, ScalarType.Int32);
         var topWeights = Values<float>(statistics.TopWeights!, ScalarType.Float32);
         var tokens = maps[0].Tokens;
-        var dormant = DormantHeads.Detect(statistics);
+        var dormant = DormantHeads.Detect(statistics, leastRows: (tokens + 1) / 2, leastScore: SinkMask.AttentionThreshold);
         var (isDormant, columnEntropy) = (Values<bool>(dormant.IsDormant, ScalarType.Bool), Values<float>(dormant.ColumnEntropy, ScalarType.Float32));
         var seen = SinkScore.RowsThatSee(tokens, tokens, window: window);
         var takes = Values<bool>(SinkMask.FromStatistics(statistics, window: window).IsSink, ScalarType.Bool);

@@ -80,6 +80,7 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     }
 
     /// <summary>Heads written <c>layer.head</c> with / between them, <c>*</c> for every head of a layer or every layer: <c>2.0/2.3</c>, <c>3.*</c>, <c>*.0</c>.</summary>
+    /// <summary>Heads written <c>layer.head</c> with / between them, <c>*</c> for every head of a layer or every layer: <c>2.0/2.3</c>, <c>3.*</c>, <c>*.0</c>; or a <see cref="HeadList"/>.</summary>
     /// <param name="specification">The edit.</param>
     /// <param name="option">The option that lists them.</param>
     /// <param name="fallback">What it is where it is not given.</param>
@@ -87,6 +88,11 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     internal static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> Heads(Specification specification, string option, string fallback)
     {
         var text = specification.Text(option) ?? fallback;
+        if (text.EndsWith(HeadList.Extension, StringComparison.OrdinalIgnoreCase))
+        {
+            text = string.Join('/', HeadList.Read(text).Select(head => string.Create(CultureInfo.InvariantCulture, $"{head.Layer}.{head.Head}")));
+        }
+
         var parts = text.Split('/').Select(part => part.Split('.')).ToArray();
         static bool IsPlace(string place) => place == "*" || int.TryParse(place, NumberStyles.None, CultureInfo.InvariantCulture, out _);
         if (!parts.All(part => part.Length == 2 && part.All(IsPlace)))

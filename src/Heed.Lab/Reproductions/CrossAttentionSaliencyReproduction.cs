@@ -91,9 +91,11 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
         EncoderOutputOptions Half(int half) => new() { Masks = encoderMasks / 2, Seed = (2 * index) + half };
         var (one, two) = (model.ExplainEncoderOutput(encoded, tokens, Half(1), run.Cancellation), model.ExplainEncoderOutput(encoded, tokens, Half(2), run.Cancellation));
         var (input, encoder) = ((first.Audio + second.Audio) / 2, (one + two) / 2);
-        var plain = AttentionSaliency.Correlate(maps.Weights, input, encoder);
-        var standard = AttentionSaliency.Correlate(maps.Weights, input, encoder, new() { StandardizeOverTokens = true });
-        var mean = AttentionSaliency.Correlate(maps.Weights, input, null, new() { Pooling = SaliencyPooling.Mean });
+        var (soundMap, encoderMap) = (ByToken(input), ByToken(encoder));
+        var plain = AttentionSaliency.Correlate(maps.Weights, soundMap, encoderMap);
+        var raw = AttentionSaliency.Correlate(maps.Weights, input, encoder);
+        var standard = AttentionSaliency.Correlate(maps.Weights, soundMap, encoderMap, new() { StandardizeOverTokens = true });
+        var mean = AttentionSaliency.Correlate(maps.Weights, soundMap, null, new() { Pooling = SaliencyPooling.Mean });
         using var normal = first.Normalize();
         using var other = second.Normalize();
         var sentence = (normal.Sentence().Audio + other.Sentence().Audio) / 2;
@@ -101,7 +103,17 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
         var curves = new[] { sentence, Spread(maps.Mean(), features), rand(features.shape, generator: chance) }
             .Select(map => Accuracies(model, features, map, said)).ToArray();
         return new(
-            Of(plain), Of(standard), mean.Input!.Overall, AttentionSaliency.Pearson(first.PoolTo(frames), second.PoolTo(frames)), AttentionSaliency.Pearson(one, two), curves, Starts(utterance, written, maps, frames));
+            Of(plain), Of(standard), Of(raw), mean.Input!.Overall, AttentionSaliency.Pearson(AttentionSaliency.Pool(ByToken(first.Audio), frames), AttentionSaliency.Pool(ByToken(second.Audio), frames)),
+            AttentionSaliency.Pearson(ByToken(one), ByToken(two)), curves, Starts(utterance, written, maps, frames));
+    }
+
+    // SPES' own normalisation: of each token mean 0 and deviation 1. How much a token's distribution can move at all differs from token to token, and is no matter of where.
+    private static Tensor ByToken(Tensor map)
+    {
+        using var scope = NewDisposeScope();
+        var rows = map.flatten(1);
+        var centred = rows - rows.mean([1L], keepdim: true);
+        return (centred / centred.std([1L], keepdim: true)).nan_to_num(0, 0, 0).view(map.shape).MoveToOuterDisposeScope();
     }
 
     private static Correlations Of(AttentionSaliencyResult result) => new(
@@ -149,10 +161,10 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
         var layers = found[0].Plain.InputLayers.Length;
         double[] Rows(Func<Explained, double[]> of, int count) => [.. Enumerable.Range(0, count).Select(at => Mean(one => of(one)[at]))];
         IReadOnlyList<string> Row(string name, Func<Correlations, double> input, Func<Correlations, double> encoder) =>
-            [name, Text(Mean(one => input(one.Plain))), Text(Mean(one => encoder(one.Plain))), Text(Mean(one => input(one.Standard))), Text(Mean(one => encoder(one.Standard)))];
+            [name, Text(Mean(one => input(one.Plain))), Text(Mean(one => encoder(one.Plain))), Text(Mean(one => input(one.Standard))), Text(Mean(one => encoder(one.Standard))), Text(Mean(one => input(one.Raw))), Text(Mean(one => encoder(one.Raw)))];
         run.Tables.Add(new(
-            $"Pearson's correlation of cross-attention with saliency, mean of {found.Count} held-out utterances (saliency of the sound max-pooled to the encoder's frames)",
-            ["attention", "sound", "encoder's output", "sound, standardised", "encoder's output, standardised"],
+            $"Pearson's correlation of cross-attention with saliency, mean of {found.Count} held-out utterances (saliency of each token normalised; of the sound max-pooled to the encoder's frames)",
+            ["attention", "sound", "encoder's output", "sound, both standardised over tokens", "encoder's output, both standardised over tokens", "sound, saliency as it is", "encoder's output, saliency as it is"],
             [
                 .. Enumerable.Range(0, heads).Select(at => Row($"layer {at / (heads / layers)}, head {at % (heads / layers)}", one => one.InputHeads[at], one => one.EncoderHeads[at])),
                 .. Enumerable.Range(0, layers).Select(at => Row($"layer {at}, mean", one => one.InputLayers[at], one => one.EncoderLayers[at])),
@@ -180,6 +192,7 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
         Claims(run, errors, (Mean(one => one.Plain.Input), Mean(one => one.Plain.Encoder)), (soundCeiling, encoderCeiling), Mean(one => one.MeanPooled),
             Rows(one => one.Plain.InputLayers, layers), Rows(one => one.Plain.EncoderLayers, layers), areas, [Median(0), Median(1), Median(2)]);
         run.Notes.Add($"The recogniser has 0.5 million parameters and a vocabulary of 40 words; its word error rate on {(run.IsQuick ? 6 : 100)} held-out utterances is {Text(100 * errors, "F1")} %. The paper studies models of hundreds of millions on open speech.");
+        run.Notes.Add("Verdicts go by saliency in SPES' own normalisation, token by token; the first columns of the table. Whether the paper normalised before it correlated could not be sourced: the other forms stand beside.");
         run.Notes.Add("One model, one seed: what varies is the utterances. The paper's number of masks for the encoder's output could not be sourced.");
     }
 
@@ -227,5 +240,5 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
     private sealed record Correlations(double[] InputHeads, double[] InputLayers, double Input, double[] EncoderHeads, double[] EncoderLayers, double Encoder, double Agreement);
 
     /// <summary>What one utterance gave.</summary>
-    private sealed record Explained(Correlations Plain, Correlations Standard, double MeanPooled, double InputHalves, double EncoderHalves, double[][] Curves, double[][] Starts);
+    private sealed record Explained(Correlations Plain, Correlations Standard, Correlations Raw, double MeanPooled, double InputHalves, double EncoderHalves, double[][] Curves, double[][] Starts);
 }

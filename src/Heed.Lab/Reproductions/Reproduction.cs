@@ -27,6 +27,8 @@ public abstract class Reproduction
         new MinimalTransformerReproduction(),
         new RcmhaReproduction(),
         new GatedAttentionReproduction(),
+        new VisualAttentionSinkReproduction(),
+        new ImbalancedAttentionReproduction(),
         new ActiveDormantReproduction(),
         new InContextRegressionReproduction(),
         new BrainEncoderReproduction(),

@@ -1,3 +1,4 @@
+using Heed.Edits;
 using Heed.Models.VisionLanguage;
 using static TorchSharp.torch;
 
@@ -52,26 +53,28 @@ public static class SceneAnswers
     /// <summary>Captions.</summary>
     /// <param name="model">The model, in evaluation mode.</param>
     /// <param name="scenes">The scenes.</param>
-    /// <param name="starting">Told the pictures of every batch before the model reads them: an edit may have to look at them. Null: nobody.</param>
+    /// <param name="reading">Called when the encoder has read a batch and before the decoder does; null: nobody.</param>
+    /// <param name="guidance">The strength of guidance by the pictures (<see cref="VisualGuidance"/>); null: none.</param>
     /// <param name="cancellation">Stops between batches.</param>
     /// <returns>The tokens of each, without the end; at most <see cref="SceneTask.AnswerTokens"/>.</returns>
-    public static IReadOnlyList<int[]> Captions(VisionLanguageModel model, IReadOnlyList<Scene> scenes, Action<Tensor>? starting = null, CancellationToken cancellation = default)
+    public static IReadOnlyList<int[]> Captions(VisionLanguageModel model, IReadOnlyList<Scene> scenes, Action? reading = null, double? guidance = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(scenes);
         using var quiet = no_grad();
         var captions = new List<int[]>();
-        var prompt = tensor((long[])[SceneWords.Begin, SceneWords.Image, .. SceneWords.Ids(SceneWords.CaptionPrompt)], dtype: int64);
+        var prompt = tensor((long[])[SceneWords.Begin, SceneWords.Image, .. SceneWords.Ids(SceneWords.CaptionPrompt)], dtype: int64).unsqueeze(0);
         foreach (var chunk in scenes.Chunk(AtOnce))
         {
             cancellation.ThrowIfCancellationRequested();
             using var scope = NewDisposeScope();
-            var images = SceneTask.Images(chunk);
-            starting?.Invoke(images);
-            var (embeddings, layout) = model.Embed(prompt.expand(chunk.Length, -1), model.EncodeImages(images));
+            var patches = model.EncodeImages(SceneTask.Images(chunk));
+            reading?.Invoke();
+            var (embeddings, layout) = model.Embed(prompt.expand(chunk.Length, -1), patches);
             model.Hooks.Layout = layout;
             using var cache = model.Language.CreateCache();
-            var logits = model.Language.ForwardEmbeddings(embeddings, cache, lastOnly: true);
+            using var cacheWithout = guidance is null ? null : model.Language.CreateCache();
+            var logits = Guided(model.Language.ForwardEmbeddings(embeddings, cache, lastOnly: true), cat([prompt.narrow(1, 0, 1), prompt.narrow(1, 2, prompt.shape[1] - 2)], 1).expand(chunk.Length, -1));
             var said = chunk.Select(_ => new List<int>()).ToArray();
             var over = new bool[chunk.Length];
             for (var step = 0; step < SceneTask.AnswerTokens && over.Contains(false); step++)
@@ -87,7 +90,19 @@ public static class SceneAnswers
                     }
                 }
 
-                logits = model.Language.forward(next.unsqueeze(1), cache, lastOnly: true);
+                var column = next.unsqueeze(1);
+                logits = Guided(model.Language.forward(column, cache, lastOnly: true), column);
+            }
+
+            Tensor Guided(Tensor with, Tensor tokens)
+            {
+                if (guidance is not { } gamma)
+                {
+                    return with;
+                }
+
+                using var unedited = model.Hooks.Suspend();
+                return VisualGuidance.Combine(with, model.Language.forward(tokens, cacheWithout, lastOnly: true), gamma);
             }
 
             captions.AddRange(said.Select(tokens => tokens.ToArray()));
@@ -100,12 +115,11 @@ public static class SceneAnswers
     /// <summary>Whether questions for colours are answered right.</summary>
     /// <param name="model">The model, in evaluation mode.</param>
     /// <param name="questions">Scenes, each with the thing whose colour is asked for by its shape.</param>
-    /// <param name="starting">Told the pictures of every batch, and which scenes they are, before the model reads them. Null: nobody.</param>
     /// <param name="change">Changes the picture's tokens <c>[B, image tokens, C]</c> of the scenes from an index on before the decoder reads them; null: nothing.</param>
     /// <param name="cancellation">Stops between batches.</param>
     /// <returns>A flag for each question: whether the likeliest word is the colour.</returns>
     public static bool[] Colours(
-        VisionLanguageModel model, IReadOnlyList<(Scene Scene, SceneThing Asked)> questions, Action<Tensor>? starting = null, Func<Tensor, int, Tensor>? change = null, CancellationToken cancellation = default)
+        VisionLanguageModel model, IReadOnlyList<(Scene Scene, SceneThing Asked)> questions, Func<Tensor, int, Tensor>? change = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(questions);
@@ -117,7 +131,6 @@ public static class SceneAnswers
             using var scope = NewDisposeScope();
             var chunk = questions.Skip(first).Take(AtOnce).ToArray();
             var images = SceneTask.Images([.. chunk.Select(question => question.Scene)]);
-            starting?.Invoke(images);
             var ids = Prompts(chunk);
             var patches = model.EncodeImages(images);
             var (embeddings, layout) = model.Embed(ids, change?.Invoke(patches, first) ?? patches);

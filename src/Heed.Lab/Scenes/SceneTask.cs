@@ -27,11 +27,12 @@ public sealed record SceneModelOptions
 }
 
 /// <summary>Pictures with texts about them, of one batch.</summary>
+/// <param name="Scenes">The scenes.</param>
 /// <param name="Images"><c>[B, 3, 48, 48]</c>.</param>
 /// <param name="Ids">Begin, image token, prompt, answer, end and whatever fills up, int64 <c>[B, N]</c>.</param>
 /// <param name="Targets">For each token after the image: itself where it is of the answer or its end, -100 elsewhere; int64 <c>[B, N - 2]</c>.</param>
 /// <param name="Words">Which colours and shapes the picture shows, float32 <c>[B, colours + shapes]</c>.</param>
-public sealed record SceneBatch(Tensor Images, Tensor Ids, Tensor Targets, Tensor Words);
+public sealed record SceneBatch(IReadOnlyList<Scene> Scenes, Tensor Images, Tensor Ids, Tensor Targets, Tensor Words);
 
 /// <summary>What the vision-language model learns: to list the things of a scene, and to say which colour a shape has.</summary>
 public static class SceneTask
@@ -117,7 +118,8 @@ public static class SceneTask
     /// <summary>The loss: cross-entropy of the answers, and a little of naming what there is from the class token.</summary>
     /// <param name="model">The model.</param>
     /// <param name="batch">What it reads.</param>
-    public static Tensor Loss(VisionLanguageModel model, SceneBatch batch)
+    /// <param name="change">Changes the pictures' tokens <c>[B, image tokens, C]</c> before the decoder reads them; null: nothing.</param>
+    public static Tensor Loss(VisionLanguageModel model, SceneBatch batch, Func<Tensor, Tensor>? change = null)
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(batch);
@@ -125,7 +127,7 @@ public static class SceneTask
         using TorchSharp.Scalar share = NamingShare;
         var tokens = model.Vision.forward(batch.Images);
         var patches = model.Project(tokens.narrow(1, 1, tokens.shape[1] - 1));
-        var (embeddings, layout) = model.Embed(batch.Ids, patches);
+        var (embeddings, layout) = model.Embed(batch.Ids, change?.Invoke(patches) ?? patches);
         model.Hooks.Layout = layout;
         var logits = model.Language.ForwardEmbeddings(embeddings).narrow(1, patches.shape[1], batch.Targets.shape[1]);
         var words = arange(SceneWords.IdOf(SceneColour.Red), SceneWords.IdOf(SceneColour.Red) + batch.Words.shape[1], dtype: int64).unsqueeze(0);
@@ -167,7 +169,8 @@ public static class SceneTask
             }
         }
 
+        Scene[] scenes = [.. texts.Select(text => text.Scene)];
         return new(
-            Images([.. texts.Select(text => text.Scene)]), tensor(ids, dtype: int64).view(rows.Length, length), tensor(targets, dtype: int64).view(rows.Length, length - 2), tensor(shown).view(rows.Length, words));
+            scenes, Images(scenes), tensor(ids, dtype: int64).view(rows.Length, length), tensor(targets, dtype: int64).view(rows.Length, length - 2), tensor(shown).view(rows.Length, words));
     }
 }

@@ -10,7 +10,8 @@ namespace Heed.Lab.Speech;
 /// <param name="Style">Who speaks.</param>
 public sealed record Utterance(Tensor Features, IReadOnlyList<SpokenWord> Words, IReadOnlyList<long> Tokens, SpeakingStyle Style);
 
-/// <summary>Commands of <see cref="CommandGrammar"/> spoken by eSpeak NG: six voices, many speeds and pitches, noise. The same seed gives the same corpus.</summary>
+/// <summary>Commands of <see cref="CommandGrammar"/> spoken by eSpeak NG: six voices, many speeds and pitches, noise. The same seed gives the same sentences, voices and noise; the synthesiser's slight
+/// wavering of the pitch goes on from utterance to utterance, so that sounds are the same bit by bit only where the process spoke the same before.</summary>
 public sealed class SpokenCorpus : IDisposable
 {
     /// <summary>The tokens before the words.</summary>
@@ -114,11 +115,11 @@ public sealed class SpokenCorpus : IDisposable
         style = new(s_voices[random.Next(s_voices.Length)], random.Next(140, 221), random.Next(30, 71));
         var spoken = EspeakSynthesizer.Speak(CommandGrammar.Sentence(random, mostWords), style);
 
-        // White noise, 10 to 35 dB below the speech.
+        // White noise, 10 to 35 dB below the speech. Drawn from a generator of its own: the number of samples is the synthesiser's affair, and the next sentence must not depend on it.
         var samples = spoken.Sound.Samples;
         var power = samples.Average(sample => (double)sample * sample);
-        var noise = Math.Sqrt(power * Math.Pow(10, -random.Next(10, 36) / 10.0) * 3);
-        return spoken with { Sound = new([.. samples.Select(sample => (float)(sample + (noise * ((2 * random.NextDouble()) - 1))))], spoken.Sound.Rate) };
+        var (noise, hiss) = (Math.Sqrt(power * Math.Pow(10, -random.Next(10, 36) / 10.0) * 3), new Random(random.Next()));
+        return spoken with { Sound = new([.. samples.Select(sample => (float)(sample + (noise * ((2 * hiss.NextDouble()) - 1))))], spoken.Sound.Rate) };
     }
 }
 

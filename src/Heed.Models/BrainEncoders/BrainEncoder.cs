@@ -91,12 +91,7 @@ public sealed class BrainEncoder : TokenBrainModel
     public string? NameOf(string stored)
     {
         ArgumentNullException.ThrowIfNull(stored);
-        const string encoder = "transformer.encoder.layers.", decoder = "transformer.decoder.layers.";
-        if (stored.StartsWith(encoder, StringComparison.Ordinal) && int.TryParse(stored[encoder.Length..].Split('.')[0], out var layer) && layer >= _options.LayersBeforeOutput)
-        {
-            return null;
-        }
-
+        const string decoder = "transformer.decoder.layers.";
         var isUnused = stored.StartsWith("backbone.", StringComparison.Ordinal) || stored.StartsWith("transformer.memory_proj.", StringComparison.Ordinal)
             || (stored.StartsWith(decoder, StringComparison.Ordinal) && (stored.Contains(".self_attn.", StringComparison.Ordinal) || (_options.PreNorm && stored.Contains(".norm2.", StringComparison.Ordinal))));
         return isUnused ? null : stored;
@@ -123,13 +118,16 @@ internal sealed class MapTransformer : nn.Module
 {
     private readonly MapStack? encoder;
     private readonly MapStack decoder;
+    private readonly int _encoderLayers;
 
     public MapTransformer(BrainEncoderOptions options, AttentionHooks hooks)
         : base(nameof(MapTransformer))
     {
-        var before = options.LayersBeforeOutput;
-        encoder = before == 0 ? null : new([.. Enumerable.Range(0, before).Select(layer => new MapLayer(options, false, layer, layer, hooks))], options.PreNorm ? options.Width : 0);
-        decoder = new([.. Enumerable.Range(0, options.DecoderLayers).Select(layer => new MapLayer(options, true, before + layer, layer, hooks))], options.Width);
+        // Layers behind the one that is read are part of checkpoints and of no result.
+        _encoderLayers = options.LayersBeforeOutput;
+        encoder = options.EncoderLayers == 0 ? null
+            : new([.. Enumerable.Range(0, options.EncoderLayers).Select(layer => new MapLayer(options, false, layer, layer, hooks))], options.PreNorm ? options.Width : 0);
+        decoder = new([.. Enumerable.Range(0, options.DecoderLayers).Select(layer => new MapLayer(options, true, options.EncoderLayers + layer, layer, hooks))], options.Width);
         RegisterComponents();
         Parameters.Keep(this);
     }
@@ -139,9 +137,9 @@ internal sealed class MapTransformer : nn.Module
     /// <summary>The queries' tokens <c>[B, R, D]</c> from the map's <c>[B, P, D]</c>.</summary>
     public Tensor Forward(Tensor memory, Tensor codes, Tensor queries, Tensor? padding)
     {
-        memory = encoder?.Forward(memory, layer => states => layer.Encode(states, codes, padding)) ?? memory;
+        memory = encoder?.Forward(memory, _encoderLayers, layer => states => layer.Encode(states, codes, padding)) ?? memory;
         var (keys, asked) = (memory + codes, queries.unsqueeze(0).expand(memory.shape[0], -1, -1));
-        return decoder.Forward(zeros_like(asked), layer => states => layer.Decode(states, asked, keys, memory, padding));
+        return decoder.Forward(zeros_like(asked), decoder.Layers.Count, layer => states => layer.Decode(states, asked, keys, memory, padding));
     }
 }
 
@@ -159,11 +157,11 @@ internal sealed class MapStack : nn.Module
         RegisterComponents();
     }
 
-    public IEnumerable<MapLayer> Layers => layers;
+    public IReadOnlyList<MapLayer> Layers => [.. layers];
 
-    public Tensor Forward(Tensor states, Func<MapLayer, Func<Tensor, Tensor>> run)
+    public Tensor Forward(Tensor states, int count, Func<MapLayer, Func<Tensor, Tensor>> run)
     {
-        foreach (var layer in layers)
+        foreach (var layer in layers.Take(count))
         {
             states = run(layer)(states);
         }

@@ -18,7 +18,7 @@ internal sealed class GraphBuilder(long opset, string prefix)
 
     /// <summary>Adds a node whose output has a name already.</summary>
     public void AddAs(string output, string operation, IEnumerable<string> inputs, params (string Name, object Value)[] attributes) =>
-        Nodes.Add(OnnxNode.Make($"{output}_{operation}", operation, "", inputs, [output], attributes));
+        Nodes.Add(OnnxNode.Make(operation, inputs, [output], attributes));
 
     public string Integers(params long[] values) => Add("Constant", [], ("value", OnnxConstant.Of([values.Length], values)));
 

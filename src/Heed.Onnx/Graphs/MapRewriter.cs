@@ -30,7 +30,7 @@ internal static class MapRewriter
             var name = place.Weights;
             if (!place.IsPlain)
             {
-                var build = new GraphBuilder(graph.Opset, $"{name}_map_");
+                var build = new GraphBuilder(graph.Opset, Free(graph, $"{name}_map"));
                 name = Plain(build, place, place.Weights);
                 graph.Nodes.AddRange(build.Nodes);
             }
@@ -43,7 +43,7 @@ internal static class MapRewriter
     }
 
     /// <summary>Puts an edit into a graph: what makes the weights makes them under another name, and the edited ones take theirs, so that nothing else changes.</summary>
-    public static void Edit(OnnxGraph graph, IReadOnlyList<OnnxAttention> attentions, OnnxEdit edit, IReadOnlyDictionary<string, TensorFact> facts, string tag)
+    public static void Edit(OnnxGraph graph, IReadOnlyList<OnnxAttention> attentions, OnnxEdit edit, IReadOnlyDictionary<string, TensorFact> facts)
     {
         foreach (var attention in attentions.Where(attention => edit.Layers?.Contains(attention.Layer) != false))
         {
@@ -64,9 +64,10 @@ internal static class MapRewriter
                 Replace(graph, at, FusedAttention.Plain(graph.Nodes[at], facts, graph.Opset, place.Weights));
             }
 
-            var build = new GraphBuilder(graph.Opset, $"{place.Weights}_{tag}_");
+            var free = Free(graph, $"{place.Weights}_edit");
+            var build = new GraphBuilder(graph.Opset, free);
             var maker = graph.Nodes.FindIndex(node => node.Outputs.Contains(place.Weights));
-            var before = $"{place.Weights}_before_{tag}";
+            var before = $"{free}before";
             var output = graph.Nodes[maker].Outputs.IndexOf(place.Weights);
             graph.Nodes[maker].Outputs[output] = before;
             var map = place.IsPlain ? before : Plain(build, place, before);
@@ -78,6 +79,19 @@ internal static class MapRewriter
             };
             Back(build, place, map, before);
             graph.Nodes.InsertRange(maker + 1, build.Nodes);
+        }
+    }
+
+    /// <summary>What names of new values may begin with, so that they are nobody else's.</summary>
+    private static string Free(OnnxGraph graph, string name)
+    {
+        for (var number = 0; ; number++)
+        {
+            var prefix = $"{name}{number}_";
+            if (!graph.Nodes.Any(node => node.Outputs.Any(output => output.StartsWith(prefix, StringComparison.Ordinal))))
+            {
+                return prefix;
+            }
         }
     }
 

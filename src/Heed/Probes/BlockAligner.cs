@@ -60,7 +60,7 @@ public static class BlockAligner
     /// <param name="boundaries">The last token of each block, ascending.</param>
     /// <param name="forceEnd">Whether the last block ends with the audio, whatever its attention.</param>
     /// <param name="negative">What attention below its mean counts.</param>
-    /// <returns>The first frame after each block: ascending, at most T'.</returns>
+    /// <returns>The first frame after each block: ascending, at most T'. Where there are as many blocks as frames, the first is 0, as published.</returns>
     /// <exception cref="ArgumentException">Boundaries are not ascending tokens, there are more of them than frames, or the attention has another shape.</exception>
     public static IReadOnlyList<long> Sbaam(torch.Tensor attention, IReadOnlyList<int> boundaries, bool forceEnd = true, double negative = DefaultNegative)
     {

@@ -20,8 +20,11 @@ public readonly record struct DormantHeads(Tensor RowEntropy, Tensor ColumnEntro
     /// <param name="rowThreshold">A dormant head's row entropy is smaller.</param>
     /// <param name="columnThreshold">A dormant head's column entropy is larger.</param>
     /// <param name="causal">Whether a query sees no later key: what a row or column could be at most counts those that exist. The first row and the last column have one entry, and count as 0.</param>
+    /// <param name="leastRows">Columns that fewer rows see do not count. The published test counts all; under a causal mask the last columns, seen by a few rows, then pass in almost every head.</param>
+    /// <param name="leastScore">Columns that receive no more than this (<see cref="SinkScore"/>) do not count. The published test counts all, those with next to no attention included.</param>
     /// <exception cref="ArgumentException">The maps are not square, or not <c>[B, H, N, N]</c>.</exception>
-    public static DormantHeads Detect(Tensor attention, double rowThreshold = RowThreshold, double columnThreshold = ColumnThreshold, bool causal = true)
+    public static DormantHeads Detect(
+        Tensor attention, double rowThreshold = RowThreshold, double columnThreshold = ColumnThreshold, bool causal = true, long leastRows = 1, double leastScore = -1)
     {
         ArgumentNullException.ThrowIfNull(attention);
         if (attention.dim() != 4 || attention.shape[2] != attention.shape[3] || attention.shape[2] == 0)
@@ -33,7 +36,7 @@ public readonly record struct DormantHeads(Tensor RowEntropy, Tensor ColumnEntro
         using var still = no_grad();
         var rows = Entropy(attention, -1);
         var columns = Entropy(attention, -2);
-        return Of(rows, columns, rowThreshold, columnThreshold, causal).MoveToOuterDisposeScope();
+        return Of(rows, columns, SinkScore.Compute(attention, causal), rowThreshold, columnThreshold, causal, leastRows, leastScore).MoveToOuterDisposeScope();
     }
 
     /// <summary>Tests all heads, from streamed statistics: no map is needed.</summary>
@@ -41,8 +44,11 @@ public readonly record struct DormantHeads(Tensor RowEntropy, Tensor ColumnEntro
     /// <param name="rowThreshold">A dormant head's row entropy is smaller.</param>
     /// <param name="columnThreshold">A dormant head's column entropy is larger.</param>
     /// <param name="causal">Whether a query sees no later key.</param>
+    /// <param name="leastRows">Columns that fewer rows see do not count.</param>
+    /// <param name="leastScore">Columns that receive no more than this do not count.</param>
     /// <exception cref="ArgumentException">A statistic was not asked for, or there are not as many queries as keys.</exception>
-    public static DormantHeads Detect(AttentionStatistics statistics, double rowThreshold = RowThreshold, double columnThreshold = ColumnThreshold, bool causal = true)
+    public static DormantHeads Detect(
+        AttentionStatistics statistics, double rowThreshold = RowThreshold, double columnThreshold = ColumnThreshold, bool causal = true, long leastRows = 1, double leastScore = -1)
     {
         ArgumentNullException.ThrowIfNull(statistics);
         if (statistics.Entropy is not { } rows || statistics.KeyEntropy is not { } columns)
@@ -57,18 +63,20 @@ public readonly record struct DormantHeads(Tensor RowEntropy, Tensor ColumnEntro
 
         using var scope = NewDisposeScope();
         using var still = no_grad();
-        return Of(rows, columns, rowThreshold, columnThreshold, causal).MoveToOuterDisposeScope();
+        return Of(rows, columns, SinkScore.Compute(statistics, causal), rowThreshold, columnThreshold, causal, leastRows, leastScore).MoveToOuterDisposeScope();
     }
 
-    private static DormantHeads Of(Tensor rows, Tensor columns, double rowThreshold, double columnThreshold, bool causal)
+    private static DormantHeads Of(
+        Tensor rows, Tensor columns, Tensor score, double rowThreshold, double columnThreshold, bool causal, long leastRows, double leastScore)
     {
-        using Scalar least = rowThreshold, most = columnThreshold;
+        using Scalar least = rowThreshold, most = columnThreshold, lowest = leastScore, zero = 0;
         var count = rows.shape[^1];
         // One over the largest possible entropy; 0 where there is no choice.
         var inverse = Enumerable.Range(1, (int)count).Select(entries => causal ? entries : count).Select(entries => entries > 1 ? 1 / Math.Log(entries) : 0).ToArray();
         var scale = tensor(inverse, rows.dtype, rows.device);
         var row = (rows * scale).mean([-1L]);
-        var column = (columns * scale.flip(0)).amax([-1L]);
+        var few = tensor(SinkScore.RowsThatSee(count, count, causal).Select(seen => seen < leastRows).ToArray(), device: rows.device);
+        var column = (columns * scale.flip(0)).masked_fill(score.gt(lowest).logical_not().logical_or(few), zero).amax([-1L]);
         return new(row, column, row.lt(least).logical_and(column.gt(most)));
     }
 

@@ -1,10 +1,11 @@
 using System.Text.Json;
+using System.Text.RegularExpressions;
 using Heed.Lab.Tests.Inspection;
 using Xunit;
 
 namespace Heed.Cli.Tests.Commands;
 
-public sealed class InspectCommandTests(TinyModelFolder folder) : IClassFixture<TinyModelFolder>
+public sealed partial class InspectCommandTests(TinyModelFolder folder) : IClassFixture<TinyModelFolder>
 {
     [Fact]
     public async Task Shipped_page_gives_a_table_and_a_report()
@@ -15,8 +16,11 @@ public sealed class InspectCommandTests(TinyModelFolder folder) : IClassFixture<
         Assert.Equal(0, result.Code);
         Assert.Contains("bits per byte", result.Out, StringComparison.Ordinal);
         Assert.Contains(report, result.Out, StringComparison.Ordinal);
-        var rows = result.Out.Split('\n').Count(line => line.Contains('%', StringComparison.Ordinal));
+        // Layer, head, entropy and its share: the heads' own rows.
+        var rows = result.Out.Split('\n').Count(line => HeadRow().IsMatch(line));
         Assert.Equal(TinyModel.Layers * TinyModel.Heads, rows);
+        Assert.Contains("others' largest", result.Out, StringComparison.Ordinal);
+        Assert.Contains("sinks: tokens whose residual stream is parallel", result.Out, StringComparison.Ordinal);
         Assert.StartsWith("<!doctype html>", await File.ReadAllTextAsync(report, TestContext.Current.CancellationToken), StringComparison.Ordinal);
     }
 
@@ -39,6 +43,14 @@ public sealed class InspectCommandTests(TinyModelFolder folder) : IClassFixture<
         }
 
         Assert.All(heads, head => Assert.Matches("^[a-z]+$", head.GetProperty("look").GetString()));
+        Assert.All(heads, head => Assert.True(double.IsFinite(head.GetProperty("sink_logit_gap").GetDouble()) && head.GetProperty("column_entropy").GetDouble() is >= 0 and <= 1.001));
+        Assert.All(heads, head => Assert.True(head.GetProperty("dormant").ValueKind is JsonValueKind.True or JsonValueKind.False && head.GetProperty("attention_sinks").ValueKind == JsonValueKind.Array));
+        Assert.Equal(0.5, json.GetProperty("dormancy").GetProperty("row_threshold").GetDouble());
+        Assert.Contains(json.GetProperty("sinks").GetProperty("primary").GetInt32(), new[] { 0, 1 });
+        var primary = json.GetProperty("sinks").GetProperty("tokens").EnumerateArray().First();
+        Assert.Equal(primary.GetProperty("lifetime").GetInt32(), primary.GetProperty("layers").GetArrayLength());
+        Assert.Equal(TinyModel.Layers, json.GetProperty("layers").GetArrayLength());
+        Assert.True(json.GetProperty("layers")[0].GetProperty("first_token_norm").GetDouble() > 0);
     }
 
     [Fact]
@@ -171,4 +183,7 @@ public sealed class InspectCommandTests(TinyModelFolder folder) : IClassFixture<
             Assert.Contains(part, line, StringComparison.Ordinal);
         }
     }
+
+    [GeneratedRegex(@"^\s+\d+\s+\d+\s+\d+\.\d\d\s+\d+(\.\d)?%")]
+    private static partial Regex HeadRow();
 }

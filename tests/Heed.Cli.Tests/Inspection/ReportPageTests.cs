@@ -165,6 +165,41 @@ public sealed class ReportPageTests(Browser browser) : IClassFixture<Browser>, I
     }
 
     [Fact]
+    public async Task Sinks_are_marked_in_the_text_and_on_the_map_and_dormant_heads_are_greyed()
+    {
+        var (page, complaints) = await Open(Small);
+        Assert.Equal(new[] { 0, 9 }, await page.EvaluateAsync<int[]>("[...document.querySelectorAll('.t.sink')].map(t => +t.dataset.i)"));
+        Assert.Equal(new[] { 0 }, await page.EvaluateAsync<int[]>("[...document.querySelectorAll('.t.sink.primary')].map(t => +t.dataset.i)"));
+        var dormant = Enumerable.Range(0, Heads).Where(i => Small.Heads[i].IsDormant).ToArray();
+        Assert.NotEmpty(dormant);
+        Assert.Equal(dormant, await page.EvaluateAsync<int[]>("[...document.querySelectorAll('.cell.dormant')].map(c => +c.dataset.index)"));
+        await page.ClickAsync($".cell[data-index='{dormant[0]}']");
+        await Until(page, "document.getElementById('map').dataset.sinks === '0' && !document.getElementById('dormant').hidden");
+        Assert.Contains("below 0.5", await page.GetAttributeAsync("#dormant", "title"), StringComparison.Ordinal);
+        await page.HoverAsync(".t[data-i='9']");
+        await Until(page, "document.getElementById('tip').textContent.includes('secondary sink from layer 1, 1 layer')");
+        await page.ClickAsync(".cell[data-index='0']");
+        await Until(page, "document.getElementById('map').dataset.sinks === '' && document.getElementById('dormant').hidden");
+        await page.ClickAsync(".chip[data-look=dormant]");
+        await page.SelectOptionAsync("#sort", "entropy");
+        Assert.Equal(dormant.Order(), (await Order(page)).Order());
+        Assert.Empty(complaints);
+    }
+
+    [Fact]
+    public async Task Sinks_and_norms_are_listed_and_lead_to_their_token()
+    {
+        var (page, complaints) = await Open(Small);
+        await page.ClickAsync("#sinks");
+        Assert.Equal(new[] { "0", "9" }, await page.EvaluateAsync<string[]>("[...document.querySelectorAll('#sinktable .go')].map(row => row.cells[0].textContent)"));
+        Assert.Equal(new[] { "100.0", "101.0" }, await page.EvaluateAsync<string[]>("[...document.querySelectorAll('#normtable tr')].slice(1).map(row => row.cells[1].textContent)"));
+        Assert.Contains("0.9", await page.InnerTextAsync("#sinkwords"), StringComparison.Ordinal);
+        await page.ClickAsync("#sinktable .go[data-token='9']");
+        await Until(page, "document.querySelector('#focus h3').textContent.includes('token 9') && !document.getElementById('norms').open");
+        Assert.Empty(complaints);
+    }
+
+    [Fact]
     public async Task Keyboard_moves_among_heads_and_tokens()
     {
         var (page, _) = await Open(Small);

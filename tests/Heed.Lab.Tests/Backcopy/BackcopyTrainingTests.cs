@@ -75,6 +75,8 @@ public sealed class BackcopyTrainingTests : IDisposable
         {
             var parked = Enumerable.Range(0, 2).Select(head => layer.Weights!.select(1, head).select(-1, 0).masked_select(others).mean().item<float>()).ToArray();
             Assert.Equal(parked.Max(), measured.SinkAttention, 5);
+            var own = others.to(float32).sum().item<float>();
+            Assert.Equal(((parked.Max() * own) - 7) / (own - 7), measured.SinkAttentionOfOthers, 5);
             Assert.Equal(layer.Residual.select(1, 0).square().sum(-1).sqrt().mean().item<float>(), measured.SinkResidual, 4);
             var gap = layer.SinkLogitGap();
             var scores = layer.Scores![3, 1, 6];

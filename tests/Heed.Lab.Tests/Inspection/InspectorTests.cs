@@ -93,6 +93,45 @@ public class InspectorTests
     }
 
     [Fact]
+    public void Sinks_norms_and_dormancy_are_those_of_the_streams_and_maps()
+    {
+        using var pretrained = TinyModel.Create();
+        using var planted = pretrained.Model.Hooks.Install(new Planted());
+        var inspection = Inspect(pretrained, Text, "a verse");
+        var tokens = inspection.Tokens.Count;
+        using var scope = torch.NewDisposeScope();
+        using var still = torch.no_grad();
+        using var trace = new ModelTrace(new() { Attention = TraceParts.Value | TraceParts.Weights, Points = [StreamPoint.BlockOutput] });
+        using (trace.Install(pretrained.Model.Hooks))
+        {
+            pretrained.Model.forward(torch.tensor(inspection.Tokens.Select(token => (long)token.Id).ToArray()).unsqueeze(0));
+        }
+
+        var map = SinkDetector.Detect(trace.Stream());
+        Assert.Equal(map.Primary, inspection.Sinks!.Primary);
+        Assert.Equal(Enumerable.Range(0, tokens).Where(token => map.Lifetime[token] > 0), inspection.Sinks.Tokens.Select(sink => sink.Token));
+        Assert.Contains(inspection.Sinks.Tokens, sink => sink.Token == 12);
+        Assert.Equal(TinyModel.Layers, inspection.Layers.Count);
+        foreach (var layer in inspection.Layers)
+        {
+            var norms = trace[layer.Layer, StreamPoint.BlockOutput][0].square().sum(-1).sqrt().data<float>().ToArray();
+            Assert.Equal(norms[0], layer.Residual.Norm, 1e-3);
+            Assert.Equal(norms.Skip(1).Average(), layer.Residual.OthersMean, 1e-3);
+            Assert.Equal(norms.Skip(1).Max(), layer.Residual.OthersMaximum, 1e-3);
+            Assert.Equal(trace[layer.Layer, TraceParts.Value][0].square().sum(-1).sqrt().select(1, 0).mean().item<float>(), layer.SinkValueNorm, 1e-4);
+            var weights = trace[layer.Layer, TraceParts.Weights];
+            var score = SinkScore.Compute(weights);
+            var dormant = DormantHeads.Detect(weights, leastRows: (tokens + 1) / 2, leastScore: SinkMask.AttentionThreshold);
+            foreach (var head in inspection.Heads.Where(head => head.Layer == layer.Layer))
+            {
+                Assert.Equal(Enumerable.Range(0, tokens - InspectedHead.LeastRows + 1).Where(token => score[0, head.Head, token].item<float>() > SinkMask.AttentionThreshold), head.AttentionSinks);
+                Assert.Equal(dormant.ColumnEntropy[0, head.Head].item<float>(), head.ColumnEntropy, 1e-3);
+                Assert.Equal(dormant.IsDormant[0, head.Head].item<bool>(), head.IsDormant);
+            }
+        }
+    }
+
+    [Fact]
     public void A_model_with_dynamic_masks_is_seen_to_read_few_keys()
     {
         using var pretrained = TinyModel.Create(keptKeys: 12);
@@ -355,6 +394,26 @@ public class InspectorTests
         var square = new float[side, side];
         Buffer.BlockCopy(flat, 0, square, 0, flat.Length * sizeof(float));
         return square;
+    }
+
+    /// <summary>Writes one long vector into the streams of tokens 0 and 12.</summary>
+    private sealed class Planted : StreamHook
+    {
+        public override bool ActsAt(StreamSite site) => site is { Layer: 0, Point: StreamPoint.FeedForwardOutput };
+
+        public override torch.Tensor OnStates(StreamSite site, torch.Tensor states)
+        {
+            var vector = torch.zeros_like(states);
+            foreach (var token in new[] { 0, 12 })
+            {
+                if (token < states.shape[1])
+                {
+                    vector[.., token, 3] = 2000f;
+                }
+            }
+
+            return states + vector;
+        }
     }
 
     private sealed class OnlyItself : AttentionHook

@@ -1,5 +1,6 @@
 using System.Text.RegularExpressions;
 using Heed.Lab.Inspection;
+using Heed.Probes;
 
 namespace Heed.Lab.Tests.Inspection;
 
@@ -39,7 +40,10 @@ internal static partial class SyntheticInspection
             Model = new("synthetic", layers, heads, heads, 1234567),
             Tokens = [.. words.Select((word, i) => new InspectedToken(i % 50, word, i == 0 ? null : 0.2 + (6 * Noise(i, 3))))],
             Heads = [.. Enumerable.Range(0, layers * heads).AsParallel().AsOrdered().Select(index =>
-                Head(index / heads, index % heads, tokens, Patterns[looks[index % looks.Length]], topCount, tokensPerCell, looks[index % looks.Length] == HeadLook.Induction ? 0.8 : 0.01))],
+                Head(index / heads, index % heads, tokens, Patterns[looks[index % looks.Length]], topCount, tokensPerCell, looks[index % looks.Length] == HeadLook.Induction ? 0.8 : 0.01)
+                with { IsDormant = looks[index % looks.Length] == HeadLook.Sink, AttentionSinks = looks[index % looks.Length] == HeadLook.Sink ? [0] : [], ColumnEntropy = 0.5, SinkLogitGap = index })],
+            Sinks = tokens < 16 ? null : new(0, 0, layers, 0, 0, 0.9, [new(0, SinkLabel.Primary, 0, layers, [.. Enumerable.Range(0, layers)], 0.4), new(9, SinkLabel.Secondary, 1, 1, [1], 0.05)]),
+            Layers = [.. Enumerable.Range(0, layers).Select(layer => new InspectedLayer(layer, new(100 + layer, 10, 20), 0.5, 4, 2.5))],
             PredictedBytes = words.Skip(1).Sum(System.Text.Encoding.UTF8.GetByteCount),
             TopCount = topCount,
             Source = "a synthetic page",

@@ -1,5 +1,4 @@
 using Heed.Edits;
-using Heed.Explanations;
 using Heed.Models.Speech;
 using TorchSharp;
 using Xunit;
@@ -9,6 +8,8 @@ namespace Heed.Models.Tests.Speech;
 
 public sealed class SpeechTransformerTests
 {
+    private static CancellationToken Stop => TestContext.Current.CancellationToken;
+
     internal static SpeechConfiguration Tiny { get; } = new()
     {
         Width = 16, EncoderLayers = 2, DecoderLayers = 2, EncoderHeads = 2, DecoderHeads = 4, EncoderInner = 24, DecoderInner = 20, Bins = 6, Vocabulary = 11, SourceLength = 40, TargetLength = 12, FirstStride = 2,
@@ -124,20 +125,20 @@ public sealed class SpeechTransformerTests
         using var model = Make();
         var features = randn(3, 24, 6);
         var encoded = model.Encode(features);
-        var greedy = model.Transcribe(encoded, new() { MaximumTokens = 6 });
+        var greedy = model.Transcribe(encoded, new() { MaximumTokens = 6 }, cancellation: Stop);
         Assert.Equal(3, greedy.Count);
         for (var item = 0; item < 3; item++)
         {
             var alone = new EncodedSpeech(encoded.States.narrow(0, item, 1));
-            var one = model.Transcribe(alone, new() { MaximumTokens = 6 })[0];
+            var one = model.Transcribe(alone, new() { MaximumTokens = 6 }, cancellation: Stop)[0];
             Assert.Equal(one.Tokens, greedy[item].Tokens);
             long[] text = one.IsComplete ? [.. one.Tokens, 2] : [.. one.Tokens];
             using var still = no_grad();
             var expected = model.Distributions(alone, tensor(text))[0].log().gather(1, tensor(text).unsqueeze(1)).sum().item<float>();
             Assert.Equal(expected, one.LogProbability, 1e-3);
-            var beam = model.Transcribe(alone, new() { MaximumTokens = 6, Beams = 4 })[0];
+            var beam = model.Transcribe(alone, new() { MaximumTokens = 6, Beams = 4 }, cancellation: Stop)[0];
             Assert.True(beam.IsComplete || beam.Tokens.Count == 6);
-            Assert.Equal(one.Tokens, model.Transcribe(alone, new() { MaximumTokens = 6, Suppressed = [.. Enumerable.Range(0, 11).Select(token => (long)token).Except(text)] })[0].Tokens);
+            Assert.Equal(one.Tokens, model.Transcribe(alone, new() { MaximumTokens = 6, Suppressed = [.. Enumerable.Range(0, 11).Select(token => (long)token).Except(text)] }, cancellation: Stop)[0].Tokens);
         }
     }
 
@@ -147,12 +148,13 @@ public sealed class SpeechTransformerTests
         using var scope = NewDisposeScope();
         using var model = Make();
         var (features, text) = (randn(20, 6), tensor(new long[] { 4, 5, 2 }));
-        using var explanation = model.ExplainInput(features, text, new() { Segments = [3], ReferenceFrames = null, Masks = 20, TokenMaskProbability = 0.3 }, afterPositions: true);
-        Assert.Equal(([3L, 20, 6], [3L, 3]), (explanation.Audio.shape, explanation.Tokens.shape));
+        using var explanation = model.ExplainInput(features, text, new() { Segments = [3], ReferenceFrames = null, Masks = 20, TokenMaskProbability = 0.3 }, afterPositions: true, cancellation: Stop);
+        Assert.Equal([3L, 20, 6], explanation.Audio.shape);
+        Assert.Equal([3L, 3], explanation.Tokens.shape);
         Assert.True(explanation.Audio.ge(0).all().item<bool>() && explanation.Audio.max().item<float>() > 0);
         var encoded = model.Encode(features.unsqueeze(0));
-        Assert.Equal([3L, 5], model.ExplainEncoderOutput(encoded, text, new() { Masks = 30 }).shape);
-        Assert.Throws<ArgumentException>(() => model.ExplainEncoderOutput(model.Encode(randn(2, 20, 6)), text));
+        Assert.Equal([3L, 5], model.ExplainEncoderOutput(encoded, text, new() { Masks = 30 }, cancellation: Stop).shape);
+        Assert.Throws<ArgumentException>(() => model.ExplainEncoderOutput(model.Encode(randn(2, 20, 6)), text, cancellation: Stop));
     }
 
     [Fact]
@@ -168,7 +170,7 @@ public sealed class SpeechTransformerTests
             {
                 model.forward(features, tokens).sum().backward();
                 model.zero_grad();
-                model.Transcribe(model.Encode(features), new() { MaximumTokens = 4 });
+                model.Transcribe(model.Encode(features), new() { MaximumTokens = 4 }, cancellation: Stop);
             }
 
             tensors = step == 5 ? DisposeScopeManager.Statistics.ThreadTotalLiveCount : tensors;
@@ -189,7 +191,7 @@ public sealed class SpeechTransformerTests
         var encoded = model.Encode(randn(1, 20, 6));
         Assert.Contains("at most 12 tokens, not 13", Said(() => model.Decode(encoded, zeros([1, 13], int64))), StringComparison.Ordinal);
         Assert.Contains("token 11 is not in the vocabulary of 11", Said(() => model.Decode(encoded, full([1, 2], 11, int64))), StringComparison.Ordinal);
-        Assert.Contains("one utterance at a time", Said(() => model.Transcribe(model.Encode(randn(2, 20, 6)), new() { Beams = 2 })), StringComparison.Ordinal);
+        Assert.Contains("one utterance at a time", Said(() => model.Transcribe(model.Encode(randn(2, 20, 6)), new() { Beams = 2 }, cancellation: Stop)), StringComparison.Ordinal);
         Assert.Contains("3 heads", Said(() => Make(Tiny with { EncoderHeads = 3 })), StringComparison.Ordinal);
         Assert.Contains("end token 11", Said(() => Make(Tiny with { EndToken = 11 })), StringComparison.Ordinal);
     }

@@ -17,7 +17,7 @@ public sealed class DeletionCurveTests
         Assertions.Close(features.expand(21, 5, 4), deleted + inserted, 0);
         for (var index = 0; index <= 20; index++)
         {
-            Assert.True(deleted[index].eq(0).equal(saliency.ge(20 - index)).item<bool>());
+            Assert.True(deleted[index].eq(0).eq(saliency.ge(20 - index)).all().item<bool>());
         }
     }
 

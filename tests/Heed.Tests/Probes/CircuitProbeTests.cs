@@ -2,6 +2,7 @@ using Heed.Heads;
 using Heed.Layers;
 using Heed.Mixers;
 using Heed.Probes;
+using TorchSharp;
 using Xunit;
 using static TorchSharp.torch;
 

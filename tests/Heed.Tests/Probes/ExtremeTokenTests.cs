@@ -45,6 +45,24 @@ public sealed class ExtremeTokenTests : IDisposable
     }
 
     [Fact]
+    public void Columns_that_few_rows_see_or_that_receive_little_can_be_left_out()
+    {
+        // Every token looks at itself; the first column takes two hundredths of every row.
+        var map = (0.98 * eye(20, dtype: float64)).unsqueeze(0).unsqueeze(0);
+        map[0, 0, .., 0] += 0.02;
+        Assert.True(DormantHeads.Detect(map, 0.5, 0.4).IsDormant.item<bool>());
+        var rest = DormantHeads.Detect(map, 0.5, 0.4, leastScore: 0.1);
+        Assert.False(rest.IsDormant.item<bool>());
+        // All but the first: entropy 0, for one row gives everything.
+        Assert.Equal(0, rest.ColumnEntropy.item<double>(), 1e-12);
+        map = full([1, 1, 20, 20], 0.05, dtype: float64).tril();
+        Assert.Equal(1, DormantHeads.Detect(map).ColumnEntropy.item<double>(), 1e-12);
+        map[.., .., .., ..10] = 0;
+        Assert.Equal(0, DormantHeads.Detect(map, leastRows: 11).ColumnEntropy.item<double>(), 1e-12);
+        Assert.Equal(1, DormantHeads.Detect(map, leastRows: 10).ColumnEntropy.item<double>(), 1e-12);
+    }
+
+    [Fact]
     public void Without_causality_every_row_could_have_every_key()
     {
         var equal = DormantHeads.Detect(full([1, 1, 5, 5], 0.2, dtype: float64), causal: false);

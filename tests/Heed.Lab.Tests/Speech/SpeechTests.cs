@@ -1,0 +1,125 @@
+using Heed.Lab.Inspection;
+using Heed.Lab.Speech;
+using Heed.Models.Speech;
+using Xunit;
+using static TorchSharp.torch;
+
+namespace Heed.Lab.Tests.Speech;
+
+public sealed class SpeechTests
+{
+    private static CancellationToken Stop => TestContext.Current.CancellationToken;
+
+    [Fact]
+    public void The_grammar_has_forty_words_and_sentences_of_three_to_eight()
+    {
+        Assert.Equal(40, CommandGrammar.Words.Distinct().Count());
+        var random = new Random(1);
+        var sentences = Enumerable.Range(0, 500).Select(_ => CommandGrammar.Sentence(random)).ToArray();
+        Assert.Equal([3, 4, 5, 6, 7, 8], sentences.Select(sentence => sentence.Count).Distinct().Order());
+        Assert.Empty(sentences.SelectMany(sentence => sentence).Except(CommandGrammar.Words));
+        Assert.Equal(40, sentences.SelectMany(sentence => sentence).Distinct().Count());
+        Assert.All(Enumerable.Range(0, 100).Select(_ => CommandGrammar.Sentence(random, 4)), sentence => Assert.InRange(sentence.Count, 3, 4));
+    }
+
+    [Fact]
+    public void Words_are_spoken_in_order_at_times_within_the_sound()
+    {
+        SkipWithoutSynthesizer();
+        var spoken = EspeakSynthesizer.Speak(["open", "three", "yellow", "windows", "quickly"], new("en-us", 160, 60));
+        Assert.Equal(["open", "three", "yellow", "windows", "quickly"], spoken.Words.Select(word => word.Text));
+        Assert.Equal(0, spoken.Words[0].Start, 0.05);
+        Assert.All(spoken.Words.Zip(spoken.Words.Skip(1)), pair => Assert.InRange(pair.Second.Start - pair.First.Start, 0.05, 1));
+        Assert.True(spoken.Words[^1].Start < spoken.Sound.Seconds);
+        Assert.InRange(spoken.Sound.Samples.Max(), 0.05, 1);
+
+        // Faster speech is shorter.
+        Assert.True(EspeakSynthesizer.Speak(["open", "three", "windows"], new("en-us", 300)).Sound.Seconds < EspeakSynthesizer.Speak(["open", "three", "windows"], new("en-us", 120)).Sound.Seconds);
+        Assert.Contains("no voice 'nobody'", Assert.Throws<ArgumentException>(() => EspeakSynthesizer.Speak(["open"], new("nobody"))).Message, StringComparison.Ordinal);
+        Assert.Contains("letters a to z", Assert.Throws<ArgumentException>(() => EspeakSynthesizer.Speak(["open 3"], new("en-us"))).Message, StringComparison.Ordinal);
+        Assert.Contains("80 to 450", Assert.Throws<ArgumentException>(() => EspeakSynthesizer.Speak(["open"], new("en-us", 10))).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void The_same_seed_speaks_the_same_sentences_in_the_same_voices_and_every_voice_is_there()
+    {
+        SkipWithoutSynthesizer();
+        using var scope = NewDisposeScope();
+        using var corpus = SpokenCorpus.Speak(30, 5, cancellation: Stop);
+        using var again = SpokenCorpus.Speak(30, 5, cancellation: Stop);
+        Assert.All(corpus.Utterances.Zip(again.Utterances), pair =>
+        {
+            Assert.Equal(pair.First.Tokens, pair.Second.Tokens);
+            Assert.Equal(pair.First.Style, pair.Second.Style);
+            Assert.Equal(pair.First.Features.shape[0], pair.Second.Features.shape[0], 3.0);
+        });
+        Assert.Equal(6, corpus.Utterances.Select(utterance => utterance.Style.Name).Distinct().Count());
+        Assert.All(corpus.Utterances, utterance => Assert.True(utterance.Features.isfinite().all().item<bool>() && utterance.Features.shape[1] == 40));
+
+        var batch = corpus.Batch([3, 4, 5]);
+        Assert.Equal(corpus.Utterances[4].Features.shape[0], batch.Lengths[1].item<long>());
+        Assert.Equal(SpokenCorpus.StartToken, batch.Inputs[0, 0].item<long>());
+        Assert.Equal(corpus.Utterances[3].Tokens[0], batch.Inputs[0, 1].item<long>());
+        Assert.Equal(corpus.Utterances[3].Tokens, batch.Targets[0].data<long>().ToArray().TakeWhile(token => token != SpokenCorpus.PadToken));
+    }
+
+    [Fact]
+    public void Training_lowers_the_loss_and_its_steps_do_not_depend_on_each_other()
+    {
+        SkipWithoutSynthesizer();
+        using var scope = NewDisposeScope();
+        using var corpus = SpokenCorpus.Speak(24, 5, mostWords: 4, cancellation: Stop);
+        manual_seed(1);
+        using var model = new SpeechTransformer(SpeechTraining.Configuration(32, 1, 1, 2));
+        using var loop = SpeechTraining.Loop(model, corpus, corpus, new() { Steps = 30, Batch = 8, ValidateEvery = 30, Watched = 4 });
+        loop.Run(cancellation: TestContext.Current.CancellationToken);
+        Assert.True(loop.History.Points.TakeLast(5).Average(point => point.Loss) < 0.8 * loop.History.Points[0].Loss);
+        Assert.InRange(loop.History.Validations[^1].Value, 0, 5);
+    }
+
+    [Theory]
+    [InlineData("1 2 3", "1 2 3", 0)]
+    [InlineData("1 2 3", "", 3)]
+    [InlineData("1 2 3", "1 3", 1)]
+    [InlineData("1 2 3", "4 1 2 5", 2)]
+    public void Edit_distances_count_insertions_deletions_and_replacements(string first, string second, int distance)
+    {
+        static long[] Numbers(string text) => [.. text.Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(long.Parse)];
+        Assert.Equal(distance, SpeechTraining.EditDistance(Numbers(first), Numbers(second)));
+        Assert.Equal(distance, SpeechTraining.EditDistance(Numbers(second), Numbers(first)));
+    }
+
+    [Fact]
+    public void An_inspection_has_maps_times_and_correlations_of_one_shape()
+    {
+        using var scope = NewDisposeScope();
+        manual_seed(3);
+        using var pretrained = new PretrainedSpeech(new SpeechTransformer(SpeechTraining.Configuration(32, 1, 2, 2)), SpokenCorpus.Features, SpokenCorpus.Vocabulary);
+        pretrained.Model.eval();
+        var random = new Random(2);
+        var sound = new Waveform([.. Enumerable.Range(0, 16_000).Select(_ => (float)random.NextDouble() - 0.5f)], 16_000);
+        var inspection = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 12, EncoderMasks = 15 }, TestContext.Current.CancellationToken);
+        var (tokens, states) = (inspection.Tokens.Count, inspection.States);
+        Assert.Equal((100, 40, 25), (inspection.Frames, inspection.Bins, states));
+        Assert.Equal(4, inspection.Heads.Count);
+        Assert.All(inspection.Heads, head => Assert.All(head.Weights.Chunk(states), row => Assert.Equal(1, row.Sum(), 1e-4)));
+        Assert.Equal(tokens * states, inspection.Mean.Length);
+        Assert.Equal(tokens * 100 * 40, inspection.Saliency!.Length);
+        Assert.Equal(100 * 40, inspection.Sentence!.Length);
+        Assert.Equal(tokens * states, inspection.EncoderSaliency!.Length);
+        Assert.Equal(tokens - 1, inspection.Words.Count);
+        Assert.All(inspection.Words, word => Assert.InRange(word.Start, 0, 1));
+        Assert.Equal(inspection.Words.Select(word => word.Start).Order(), inspection.Words.Select(word => word.Start));
+        Assert.Empty(pretrained.Model.Hooks.Installed);
+        using var page = new MemoryStream();
+        SpeechInspectionReport.Write(inspection, page);
+        Assert.Contains("\"state_seconds\":0.04", System.Text.Encoding.UTF8.GetString(page.ToArray()), StringComparison.Ordinal);
+
+        var bare = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 0, EncoderMasks = 0 }, TestContext.Current.CancellationToken);
+        Assert.Null(bare.Saliency);
+        Assert.Null(bare.MeanWithInput);
+        Assert.Equal(inspection.Text, bare.Text);
+    }
+
+    private static void SkipWithoutSynthesizer() => Assert.SkipUnless(EspeakSynthesizer.IsInstalled(), $"eSpeak NG is not installed: {EspeakSynthesizer.HowToInstall}.");
+}

@@ -99,7 +99,7 @@ public sealed class MapEditTests
         var changed = VisualAttentionRedistribution.Apply(map, tensor(new[] { true, true, false, false, false, false }), 1, 3, rho: 1, minimumImageAttention: 0);
         Assertions.Close(map.narrow(2, 0, 4), changed.narrow(2, 0, 4), 0);
         Assert.True((map - changed).narrow(2, 4, 2).abs().min().item<double>() >= 0);
-        Assert.False(map.narrow(2, 4, 2).equal(changed.narrow(2, 4, 2)));
+        Assert.False(map.narrow(2, 4, 2).eq(changed.narrow(2, 4, 2)).all().item<bool>());
         Assertions.Close(map.sum(-1), changed.sum(-1), 1e-14);
     }
 
@@ -134,7 +134,7 @@ public sealed class MapEditTests
         var one = VisualGuidance.Combine(logits, other, 1, 1e-9);
         Assertions.Close(p, one, 1e-12);
         var cut = VisualGuidance.Combine(logits, other, 1.5, 0.5);
-        Assert.True(cut.isinf().equal(p.lt(p.amax([-1L], keepdim: true) + Math.Log(0.5))));
+        Assert.True(cut.isinf().eq(p.lt(p.amax([-1L], keepdim: true) + Math.Log(0.5))).all().item<bool>());
         Assert.Contains("one shape", Assert.Throws<ArgumentException>(() => VisualGuidance.Combine(logits, other.narrow(1, 0, 5))).Message);
         Assert.Contains("above 0", Assert.Throws<ArgumentException>(() => VisualGuidance.Combine(logits, other, cutoff: 0)).Message);
         Assert.Contains("finite", Assert.Throws<ArgumentException>(() => VisualGuidance.Combine(logits, other, double.NaN)).Message);

@@ -23,6 +23,14 @@ public sealed class ImageInspectorTests
             Assert.All(head.Weights.Chunk(49), row => Assert.Equal(1, row.Sum(), 1e-4));
             Assert.InRange(head.MeanDistance, 0, 9);
         });
+        // Norms of the streams behind both blocks, over their median.
+        Assert.Equal(["blocks.0", "blocks.1"], inspection.Maps.Select(map => map.Site));
+        Assert.All(inspection.Maps, map =>
+        {
+            Assert.Equal((7, 7, "norm over the median"), (map.Height, map.Width, map.Name));
+            Assert.Equal(1f, map.Values.Order().ElementAt(24));
+            Assert.Contains("outlier", map.Label, StringComparison.Ordinal);
+        });
         Assert.Equal(1, inspection.Probabilities.Sum(), 1e-9);
         Assert.Equal(5, inspection.ReceptiveField.Pictures);
         Assert.Equal(1, inspection.ReceptiveField.Values.Max());
@@ -36,8 +44,9 @@ public sealed class ImageInspectorTests
         using var scope = NewDisposeScope();
         using var model = ImageModel.Make("ninformer", FashionMnist.Task);
         var inspection = ImageInspector.Run(model, Card("ninformer"), Picture(), cancellation: TestContext.Current.CancellationToken);
-        Assert.Equal(12, inspection.Maps.Count);
-        Assert.All(inspection.Maps, map => Assert.Equal((7, 7, 49, "gate"), (map.Height, map.Width, map.Values.Length, map.Name)));
+        var gates = inspection.Maps.Where(map => !map.Name.StartsWith("norm", StringComparison.Ordinal)).ToArray();
+        Assert.Equal(12, gates.Length);
+        Assert.All(gates, map => Assert.Equal((7, 7, 49, "gate"), (map.Height, map.Width, map.Values.Length, map.Name)));
         Assert.Equal(["mean", "root mean square"], inspection.Maps.Take(2).Select(map => map.Label));
         using var quiet = no_grad();
         var expected = model.forward(FashionMnist.Scale.Apply(tensor(Picture().Pixels).view(1, 1, 28, 28))).to(float64).softmax(1)[0].data<double>().ToArray();

@@ -50,8 +50,9 @@ public sealed class GoldenRun : IDisposable
     /// <summary>Loads the case's parameters into a module of the same parameter (and buffer) names. The run disposes the module, after gradients went through it.</summary>
     /// <param name="module">The module.</param>
     /// <param name="names">Names of the case that are other names in the module, or repeat a parameter that has one already, with the module's name; null: none.</param>
+    /// <param name="mayLack">Parameters of the module that nothing is computed with, which a case need not have; null: there are none.</param>
     /// <exception cref="InvalidDataException">A parameter is missing, superfluous or of another shape.</exception>
-    public void Load(nn.Module module, IReadOnlyDictionary<string, string>? names = null)
+    public void Load(nn.Module module, IReadOnlyDictionary<string, string>? names = null, Func<string, bool>? mayLack = null)
     {
         ArgumentNullException.ThrowIfNull(module);
         const string Prefix = "param.";
@@ -62,7 +63,7 @@ public sealed class GoldenRun : IDisposable
             .ToDictionary(entry => entry.name, entry => entry.value, StringComparer.Ordinal);
         var given = Case.Names.Where(name => name.StartsWith(Prefix, StringComparison.Ordinal)).Select(name => name[Prefix.Length..]).ToHashSet(StringComparer.Ordinal);
         var named = given.Select(name => names?.GetValueOrDefault(name) ?? name).ToHashSet(StringComparer.Ordinal);
-        if (wanted.Keys.FirstOrDefault(name => !named.Contains(name)) is { } missing)
+        if (wanted.Keys.FirstOrDefault(name => !named.Contains(name) && mayLack?.Invoke(name) != true) is { } missing)
         {
             throw new InvalidDataException($"The case lacks the parameter '{missing}'.");
         }

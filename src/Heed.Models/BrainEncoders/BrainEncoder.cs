@@ -11,8 +11,7 @@ namespace Heed.Models.BrainEncoders;
 /// A transformer brain encoder (arXiv 2505.17329): every brain area owns a learned query that picks, picture by picture, the places of a feature map that matter for it; a linear readout turns what it gathered into the
 /// responses of the area's vertices. Where a query looked is the explanation.
 /// </summary>
-/// <remarks>Parameter names are the reference's. What its checkpoints hold beside that is never used (self-attention among the queries, <c>norm2</c> of pre-norm decoder layers, <c>memory_proj</c>, encoder layers behind the one
-/// that is read) is passed over by <see cref="LoadCheckpoint"/>. Layers of hooks count encoder layers first, then decoder layers; the decoder's sites are <see cref="AttentionKind.Cross"/>.</remarks>
+/// <remarks>Parameter names are the reference's. What its checkpoints hold beside that is never used (self-attention among the queries, <c>norm2</c> of pre-norm decoder layers, <c>memory_proj</c>) is passed over by <see cref="LoadCheckpoint"/>. Layers of hooks count encoder layers first, then decoder layers; the decoder's sites are <see cref="AttentionKind.Cross"/>.</remarks>
 public sealed class BrainEncoder : TokenBrainModel
 {
     private readonly BrainEncoderOptions _options;

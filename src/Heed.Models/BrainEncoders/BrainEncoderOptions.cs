@@ -77,7 +77,7 @@ public sealed record BrainEncoderOptions : BrainReadoutOptions
     /// <summary>Layers of self-attention over the map before it is read.</summary>
     public int EncoderLayers { get; init; }
 
-    /// <summary>Which encoder layer's output is read, from 0, or counted from the end where it is negative. Later layers would change nothing and are not made.</summary>
+    /// <summary>Which encoder layer's output is read, from 0, or counted from the end where it is negative. Later layers are part of checkpoints; they change nothing and are not computed.</summary>
     public int EncoderOutputLayer { get; init; } = -1;
 
     /// <summary>Layers in which the queries read the map.</summary>

@@ -78,10 +78,14 @@ public sealed class BrainEncoderTests : IDisposable
         var features = randn([1, 8, 3, 4], float64);
         using var two = Made(Options with { PreNorm = preNorm, EncoderLayers = 2 });
         using var four = Made(Options with { PreNorm = preNorm, EncoderLayers = 4, EncoderOutputLayer = 1 });
-        Assert.Equal(two.state_dict().Keys, four.state_dict().Keys);
-        four.load_state_dict(two.state_dict());
+        var known = four.state_dict();
+        Assert.Contains("transformer.encoder.layers.3.linear1.weight", known.Keys);
+        foreach (var (name, value) in two.state_dict())
+        {
+            known[name].copy_(value);
+        }
+
         Close(two.Forward(features).Left, four.Forward(features).Left, 0);
-        Assert.Null(four.NameOf("transformer.encoder.layers.2.linear1.weight"));
         Assert.Equal(preNorm, two.state_dict().ContainsKey("transformer.encoder.norm.weight"));
     }
 
@@ -95,7 +99,7 @@ public sealed class BrainEncoderTests : IDisposable
         var tensors = stored.state_dict().ToDictionary(entry => entry.Key, entry => entry.Value);
         foreach (var unused in new[]
         {
-            "transformer.decoder.layers.0.self_attn.in_proj_weight", "transformer.decoder.layers.0.norm2.bias", "transformer.memory_proj.weight", "transformer.encoder.layers.1.norm1.weight", "backbone.0.body.cls_token",
+            "transformer.decoder.layers.0.self_attn.in_proj_weight", "transformer.decoder.layers.0.norm2.bias", "transformer.memory_proj.weight", "backbone.0.body.cls_token",
         })
         {
             tensors[unused] = zeros(2);

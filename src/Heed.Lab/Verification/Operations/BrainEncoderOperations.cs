@@ -19,7 +19,8 @@ internal sealed class BrainEncoderOperation : GoldenOperation
         var padding = golden.Has("in.padding_mask") ? run.Input("padding_mask").to(ScalarType.Bool) : null;
         if (model is BrainEncoder encoder)
         {
-            run.Load(encoder);
+            var read = encoder.Options.EncoderOutputLayer + (encoder.Options.EncoderOutputLayer < 0 ? encoder.Options.EncoderLayers : 0);
+            run.Load(encoder, mayLack: name => Enumerable.Range(read + 1, Math.Max(0, encoder.Options.EncoderLayers - read - 1)).Any(layer => name.StartsWith($"transformer.encoder.layers.{layer}.", StringComparison.Ordinal)));
             run.Output("position", encoder.Positions(features, padding));
         }
         else

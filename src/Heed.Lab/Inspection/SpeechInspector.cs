@@ -44,8 +44,10 @@ public static class SpeechInspector
         var words = WordTimes.Of(pretrained, mean, written.Tokens);
         using var explanation = options.Masks > 0 ? model.ExplainInput(features, text, SpeechInspection.Occlusion(options.Masks, options.Seed), cancellation: cancellation) : null;
         using var normal = explanation?.Normalize();
-        var encoder = options.EncoderMasks > 0 ? model.ExplainEncoderOutput(encoded, text, new() { Masks = options.EncoderMasks, Seed = options.Seed }, cancellation) : null;
-        var agreement = explanation is null && encoder is null ? null : AttentionSaliency.Correlate(maps.Weights, explanation?.Audio, encoder);
+        var encoder = options.EncoderMasks > 0
+            ? AttentionSaliency.StandardizeEachToken(model.ExplainEncoderOutput(encoded, text, new() { Masks = options.EncoderMasks, Seed = options.Seed }, cancellation)) : null;
+        var audio = explanation is null ? null : AttentionSaliency.StandardizeEachToken(explanation.Audio);
+        var agreement = audio is null && encoder is null ? null : AttentionSaliency.Correlate(maps.Weights, audio, encoder);
         var cells = explanation?.Audio.numel() ?? 0;
         if (cells > MostCells)
         {
@@ -59,7 +61,7 @@ public static class SpeechInspector
             [.. Enumerable.Range(0, layers * heads).Select(at => (Layer: at / heads, Head: at % heads)).Select(at => new InspectedCrossHead(
                 at.Layer, at.Head, Values(maps.Weights[at.Layer, at.Head]), Known(agreement?.Input?.ByHead[at.Layer][at.Head]), Known(agreement?.EncoderOutput?.ByHead[at.Layer][at.Head])))],
             Values(mean), Known(agreement?.Input?.Overall), Known(agreement?.EncoderOutput?.Overall), normal is null || cells > MostCells ? null : Values(normal.Audio),
-            normal is null ? null : Values(normal.Sentence().Audio), explanation is null ? null : Values(explanation.PoolTo(encoded.States.shape[1])), encoder is null ? null : Values(encoder), notices, clock.Elapsed.TotalSeconds);
+            normal is null ? null : Values(normal.Sentence().Audio), audio is null ? null : Values(AttentionSaliency.Pool(audio, encoded.States.shape[1])), encoder is null ? null : Values(encoder), notices, clock.Elapsed.TotalSeconds);
     }
 
     private static double? Known(double? correlation) => correlation is { } value && double.IsFinite(value) ? value : null;

@@ -107,14 +107,7 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
             AttentionSaliency.Pearson(ByToken(one), ByToken(two)), curves, Starts(utterance, written, maps, frames));
     }
 
-    // SPES' own normalisation: of each token mean 0 and deviation 1. How much a token's distribution can move at all differs from token to token, and is no matter of where.
-    private static Tensor ByToken(Tensor map)
-    {
-        using var scope = NewDisposeScope();
-        var rows = map.flatten(1);
-        var centred = rows - rows.mean([1L], keepdim: true);
-        return (centred / centred.std([1L], keepdim: true)).nan_to_num(0, 0, 0).view(map.shape).MoveToOuterDisposeScope();
-    }
+    private static Tensor ByToken(Tensor map) => AttentionSaliency.StandardizeEachToken(map);
 
     private static Correlations Of(AttentionSaliencyResult result) => new(
         [.. result.Input!.ByHead.SelectMany(layer => layer)], [.. result.Input.ByLayer], result.Input.Overall,

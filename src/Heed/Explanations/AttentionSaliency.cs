@@ -131,6 +131,26 @@ public static class AttentionSaliency
         return (centred / deviation.masked_fill(deviation.eq(none), unity)).MoveToOuterDisposeScope();
     }
 
+    /// <summary>Takes off every token's mean over its cells and divides by its standard deviation over them (of a sample): SPES' own normalisation, for a map over cells or over frames. How much a token's distribution can move at all
+    /// differs from token to token; without this, a correlation over tokens measures that and not where the model looked.</summary>
+    /// <param name="map"><c>[I, ...]</c>, floating-point.</param>
+    /// <returns>Of the same shape; 0 for a token whose cells are all equal.</returns>
+    /// <exception cref="ArgumentException">The map has fewer than two dimensions or no cell.</exception>
+    public static torch.Tensor StandardizeEachToken(torch.Tensor map)
+    {
+        ArgumentNullException.ThrowIfNull(map);
+        if (map.dim() < 2 || map.numel() == 0)
+        {
+            throw new ArgumentException($"A map must be [tokens, cells ...] and not empty, not {AttentionShape.Text(map)}.", nameof(map));
+        }
+
+        using var scope = torch.NewDisposeScope();
+        using var still = torch.no_grad();
+        var rows = map.flatten(1);
+        var centred = rows - rows.mean([1L], keepdim: true);
+        return (centred / centred.std([1L], keepdim: true)).nan_to_num(0, 0, 0).view(map.shape).MoveToOuterDisposeScope();
+    }
+
     /// <summary>Pearson's correlation of two maps, all elements side by side; not a number where either is constant.</summary>
     /// <param name="first">Of any shape.</param>
     /// <param name="second">Of the same shape.</param>

@@ -46,6 +46,17 @@ public sealed class AttentionSaliencyTests
     }
 
     [Fact]
+    public void Each_token_gets_mean_zero_and_deviation_one_whatever_its_size()
+    {
+        using var scope = NewDisposeScope();
+        var map = rand(3, 4, 5, dtype: float64) * tensor(new double[] { 1, 100, 0 }).view(3, 1, 1);
+        var standard = AttentionSaliency.StandardizeEachToken(map).flatten(1);
+        Assertions.Close(zeros(3, dtype: float64), standard.mean([1L]), 1e-12);
+        Assertions.Close(tensor(new double[] { 1, 1, 0 }), standard.std([1L]), 1e-12);
+        Assert.Throws<ArgumentException>(() => AttentionSaliency.StandardizeEachToken(rand(3)));
+    }
+
+    [Fact]
     public void Mistakes_are_one_sentence()
     {
         using var scope = NewDisposeScope();

@@ -90,11 +90,11 @@ internal static class InspectOnnx
             {
                 read.AddRow([
                     Markup.Escape(character.Read.Text == " " ? "(space)" : character.Read.Text), Percent(character.Read.Probability), Columns(character.First, character.Last),
-                    .. character.Looks.SelectMany(look => new[] { Columns(look.PeakFirst, look.PeakLast), $"{Percent(look.OwnMass)} of {Percent(look.EqualMass)}" })]);
+                    .. character.Looks.SelectMany(look => new[] { Columns(look.PeakFirst, look.PeakLast), $"{Text(look.OwnMass / look.EqualMass, "F1")}x" })]);
             }
 
             terminal.Console.Write(read);
-            terminal.Out.WriteLine("columns in pixels of the picture; where the mean of an attention's heads, and the head that keeps most to what is near, put most; mass on the character's own columns and one step beside, and what equal weights would have there");
+            terminal.Out.WriteLine("columns in pixels of the picture; where the mean of an attention's heads, and the head that keeps most to what is near, put most; mass on the character's own columns and one step beside, as a multiple of what equal weights would have there");
             terminal.Out.WriteLine($"Read: {inspection.Text}{(inspection.TextAfter is { } after ? $"; after the edits: {after}" : "")}");
         }
 

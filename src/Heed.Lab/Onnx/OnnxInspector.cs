@@ -78,7 +78,17 @@ public static class OnnxInspector
         OnnxRun? after = null;
         if (request.Edits.Count > 0)
         {
-            edited = known.Edit(request.Edits.SelectMany(edit => OnnxEdits.Parse(edit, model.Attentions.Count)));
+            var edits = request.Edits.SelectMany(edit => OnnxEdits.Parse(edit, model.Attentions.Count)).ToList();
+            foreach (var edit in edits.OfType<OnnxColumnScaling>())
+            {
+                var narrow = layers.Where(layer => edit.Layers?.Contains(layer.Attention.Layer) != false).MinBy(layer => layer.Keys)!;
+                if (edit.Columns.FirstOrDefault(column => column >= narrow.Keys || column < -narrow.Keys, int.MinValue) is > int.MinValue and var beyond)
+                {
+                    throw new ArgumentException($"The edit names column {beyond}, and attention {narrow.Attention.Layer} ({narrow.Attention.Name}) has columns 0 to {narrow.Keys - 1} here.");
+                }
+            }
+
+            edited = known.Edit(edits);
             after = edited.Run(inputs, options, map => layers[map.Attention.Layer] = layers[map.Attention.Layer] with { After = Layer(map, cells, []).Heads }, cancellation);
         }
 

@@ -61,6 +61,7 @@ public sealed class InspectOnnxTests : IDisposable
     [InlineData("There is no edit 'sinks'", "GOLDEN", "--tensor", "TENSOR", "--edit", "sinks")]
     [InlineData("names attention 2", "GOLDEN", "--tensor", "TENSOR", "--edit", "heads:scale=2.0")]
     [InlineData("heads 0 to 3", "GOLDEN", "--tensor", "TENSOR", "--edit", "heads:scale=0.4")]
+    [InlineData("columns 0 to 11", "GOLDEN", "--tensor", "TENSOR", "--edit", "columns:at=12")]
     [InlineData("needs the columns", "GOLDEN", "--tensor", "TENSOR", "--edit", "columns:by=0")]
     [InlineData("no option 'factor'", "GOLDEN", "--tensor", "TENSOR", "--edit", "heads:factor=0")]
     [InlineData("say what to change", "GOLDEN", "--tensor", "TENSOR", "--save", "edited.onnx")]
@@ -97,13 +98,13 @@ public sealed class InspectOnnxTests : IDisposable
             // The columns that the recogniser reads a character from touch the character's own in the picture, give or take a step of eight pixels.
             var columns = characters[i].GetProperty("columns").EnumerateArray().Select(column => column.GetDouble()).ToList();
             Assert.True(columns[0] - 20 <= places[i].Last && columns[1] + 20 >= places[i].First, $"'{line[i]}' was read from columns {columns[0]:F0} to {columns[1]:F0}, and was drawn at {places[i]}");
-            var near = characters[i].GetProperty("attention").EnumerateArray().First(look => look.GetProperty("layer").GetInt32() == 0 && look.GetProperty("head").ValueKind == JsonValueKind.Number);
+            var near = characters[i].GetProperty("attention").EnumerateArray().First(look => look.GetProperty("layer").GetInt32() == 1 && look.GetProperty("head").ValueKind == JsonValueKind.Number);
             own += near.GetProperty("own_mass").GetDouble();
             equal += near.GetProperty("equal_mass").GetDouble();
         }
 
-        // The model's heads are broad (most spread over more than four fifths of what they could). The one that keeps most to what is near gives a character's own columns clearly more than equal weights would.
-        Assert.True(own > 1.5 * equal, $"{own / characters.Count:P1} on the characters' own columns, where equal weights have {equal / characters.Count:P1}");
+        // The model's heads are broad (most spread over more than four fifths of what they could). The one of the last attention that keeps most to what is near gives a character's own columns clearly more than equal weights would.
+        Assert.True(own > 1.3 * equal, $"{own / characters.Count:P1} on the characters' own columns, where equal weights have {equal / characters.Count:P1}");
     }
 
     private string At(string name) => Path.Combine(_folder, name);

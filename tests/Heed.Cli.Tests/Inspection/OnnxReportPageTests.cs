@@ -1,4 +1,3 @@
-using Heed.Lab.Inspection;
 using Heed.Lab.Onnx;
 using Heed.Onnx;
 using Xunit;

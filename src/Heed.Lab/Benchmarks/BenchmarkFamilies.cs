@@ -23,7 +23,6 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("decoding", "One query over a long cache beside libtorch, in three element types", DecodingBenchmarks.Run),
         new("gna", "Neighborhood attention on the paper's problems scaled down, beside dense Heed and the tile simulator's bound", NeighborhoodBenchmarks.Run),
         new("freeswim", "A step of FreeSwim with the full branch's cross-attention remembered, beside one without", FreeSwimBenchmarks.Run),
-        new("edits", "Edits of attention weights in generation and in reading, beside the same model without them", EditBenchmarks.Run),
         new("statistics", "Statistics of all heads with the forward pass, beside the forward pass and the materialised map", StatisticsBenchmarks.Run),
         new("hip", "HiP: selection and attention over lengths, and decoding over a long cache, beside dense attention", HipBenchmarks.Run),
         new("superlinear", "Superlinear attention: search and the whole over lengths, and a decoding step over up to a million keys", SuperlinearBenchmarks.Run),
@@ -39,7 +38,7 @@ public sealed record BenchmarkFamily(string Name, string Title, Func<BenchmarkCo
         new("depthwise", "Depth-wise convolution of 3 x 3 to 17 x 17 in both memory orders, and the causal one, beside libtorch's", DepthwiseBenchmarks.Run),
         new("contmix", "ContMix's dynamic kernels beside unfolded windows in libtorch and dense attention, and their growth with the map", ContMixBenchmarks.Run),
         new("focal", "Focal modulation over the size of the map, beside multi-head attention and beside libtorch's operations", FocalBenchmarks.Run),
-        new("probes", "Probes on the shipped reader beside its plain forward pass, and the memory of traces", ProbeBenchmarks.Run),
+        new("probes", "Probes and edits beside the same model without them, and the memory of traces", context => ProbeBenchmarks.Run(context).Concat(EditBenchmarks.Run(context))),
     ];
 }
 

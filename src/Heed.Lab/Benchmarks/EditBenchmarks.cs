@@ -43,7 +43,7 @@ internal static class EditBenchmarks
                 using var plain = new Writer(model, length, null);
                 using var edited = new Writer(model, length, make);
                 yield return context.Row(
-                    $"edits/{edit}, one token", $"{name}, from {length} cached tokens", edited.Step, "the model unedited", plain.Step, Aim.AtMost(MostOfToken));
+                    $"probes/{edit}, one token", $"{name}, from {length} cached tokens", edited.Step, "the model unedited", plain.Step, Aim.AtMost(MostOfToken));
             }
         }
 
@@ -52,7 +52,7 @@ internal static class EditBenchmarks
         {
             using var plain = new Writer(model, lengths[0], null);
             using var edited = new Writer(model, lengths[0], make);
-            yield return context.Row($"edits/{edit}, reading", $"{name}, {lengths[0]} tokens", edited.Read, "the model unedited", plain.Read, share: 0.7);
+            yield return context.Row($"probes/{edit}, reading", $"{name}, {lengths[0]} tokens", edited.Read, "the model unedited", plain.Read, share: 0.7);
         }
     }
 

@@ -30,7 +30,7 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     public static IReadOnlyList<ModelEdit> All { get; } =
     [
         new("heads", "heads:scale=2.0/2.3,by=0", "multiplies the outputs of heads, written layer.head with / between them, by a factor; 0 removes them", null, ScaledHeads),
-        new("act", "act:beta=0.4,threshold=0.1,heads=*.*,layers=2-L-2,first=keep", "takes attention off tokens that soak it up, the first such token aside, and gives it to the others; heads as layer.head with / between them, or a file that heed search wrote", "attention-calibration", Calibration),
+        new("act", "act:beta=0.4,threshold=0.1,heads=*.*,layers=FIRST-LAST,first=keep", "takes attention off tokens that soak it up, the first such token aside, and gives it to the others; heads as layer.head with / between them, or a file that heed search wrote", "attention-calibration", Calibration),
         new("ablate", "ablate:attention=2/3,mlp=4", "removes what the attention or the feed-forward part of layers adds to the residual stream, layers with / between them", null, Ablation),
         new("stream", "stream:at=output,layers=2/3,scale=1,positions=-1", "scales hidden states (at = input, attention, mlp or output of a block) at some layers and positions, all where none is named", null, Stream),
         new("var", "var:rho=0.5,image=0.2,keep=0.6,from=2,to=LAYERS,dims=BOS,threshold=BY WIDTH", "takes attention off sink tokens and gives it to the rest of the picture, where a head looks at the picture", "visual-attention-sink", PictureEdits.Redistribution),

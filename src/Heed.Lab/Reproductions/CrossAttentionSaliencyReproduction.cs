@@ -23,7 +23,7 @@ internal sealed class CrossAttentionSaliencyReproduction : Reproduction
 
     public override void Run(ReproductionRun run) => OnOneThread(() =>
     {
-        var (training, explained, steps) = run.IsQuick ? (24, 2, 6) : (1000, 24, 700);
+        var (training, explained, steps) = run.IsQuick ? (24, 2, 6) : (1500, 24, 1000);
         run.Tell("eSpeak NG speaks", 0);
         using var heldOut = SpokenCorpus.Speak(run.IsQuick ? 6 : 100, HeldOutSeed, cancellation: run.Cancellation);
         using var model = Trained(run, training, steps, heldOut);

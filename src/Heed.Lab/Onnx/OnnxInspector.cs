@@ -117,6 +117,11 @@ public static class OnnxInspector
 
     private static (Dictionary<string, OnnxTensor> Inputs, OnnxPicture? Picture, IReadOnlyList<string> Tokens, string Source) InputsOf(OnnxModel model, OnnxRequest request, List<string> notices)
     {
+        if (request.Input is { } asked && model.Inputs.All(input => input.Name != asked))
+        {
+            throw new ArgumentException($"The model has no input '{asked}'; it has: {string.Join(", ", model.Inputs)}.");
+        }
+
         var inputs = new Dictionary<string, OnnxTensor>(StringComparer.Ordinal);
         var sources = new List<string>();
         foreach (var tensor in request.Tensors)

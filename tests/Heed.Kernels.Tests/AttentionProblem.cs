@@ -402,7 +402,7 @@ internal sealed unsafe class AttentionProblem : IDisposable
     /// <summary>Calls <see cref="FusedAttention.Backward(in AttentionArguments, in AttentionGradients)"/> with the modifier and the predicate of the spec.</summary>
     public void Backward() => Call(new BackwardCall());
 
-    /// <summary>Mass per key by <see cref="FusedAttention.MassPerKey(in AttentionArguments, float*)"/>, <c>[B, H, Nk]</c>.</summary>
+    /// <summary>Mass per key by <see cref="FusedAttention.MassPerKey(in AttentionArguments, float*, float*)"/>, <c>[B, H, Nk]</c>.</summary>
     public float[] MassPerKey() => Call(new MassCall());
 
     /// <summary>Calls with the modifier and the predicate of the spec as type arguments.</summary>

@@ -18,6 +18,7 @@ public sealed class HeedCommandTests(TinyModelFolder folder) : IClassFixture<Tin
     [Theory]
     [InlineData("inspct")]
     [InlineData("inspect", "--bogus")]
+    [InlineData("inspect", "picture.png")]
     [InlineData("inspect", "--tokens", "1")]
     [InlineData("inspect", "--tokens", "many")]
     [InlineData("inspect", "--map-budget", "0")]

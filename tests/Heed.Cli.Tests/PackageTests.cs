@@ -31,7 +31,9 @@ public sealed class PackageTests(PackageTests.Packed packed) : IClassFixture<Pac
         {
             using var package = packed.Open(name);
             Assert.DoesNotContain(package.Entries, entry => entry.Name is "libtorch.path" || entry.Name.Contains("torch_cpu", StringComparison.Ordinal));
-            Assert.True(package.Entries.Sum(entry => entry.CompressedLength) < 60_000_000, $"{name} is larger than 60 MB");
+
+            // ONNX Runtime for three systems is 31 MB of the tool.
+            Assert.True(package.Entries.Sum(entry => entry.CompressedLength) < 75_000_000, $"{name} is larger than 75 MB");
         }
     }
 

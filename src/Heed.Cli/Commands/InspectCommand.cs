@@ -32,6 +32,13 @@ internal static class InspectCommand
         var weights = new Option<string?>("--weights") { Description = "With --image and a model's name: a checkpoint with its weights (.pth or safetensors).", HelpName = "FILE" };
         var data = new Option<string?>("--data") { Description = "Folder of Fashion-MNIST; the default is where its Debian package puts it.", HelpName = "FOLDER" };
         var file = new Argument<string?>("file") { Description = "An ONNX model (FILE.onnx), with a picture, a text or tensors.", Arity = ArgumentArity.ZeroOrOne, HelpName = "FILE.onnx" };
+        file.Validators.Add(result =>
+        {
+            if (result.Tokens is [{ Value: var given }] && !InspectOnnx.Is(given))
+            {
+                result.AddError($"'{given}' is neither an option nor an ONNX model (FILE.onnx): name other models with --model.");
+            }
+        });
         var tensors = new Option<string[]>("--tensor") { Description = "For ONNX models: a tensor as .npy, .safetensors or .json, for the input before the = or the next that has none.", HelpName = "[INPUT=]FILE" };
         var input = new Option<string?>("--input") { Description = "For ONNX models: the input that the picture, text or tensor is for.", HelpName = "NAME" };
         var pixels = new Option<string?>("--pixels") { Description = $"For ONNX models: how pixels become numbers: {OnnxPixels.Names}. Default: half, and half:bgr for lines of text.", HelpName = "NAME[:bgr]" };
@@ -87,11 +94,6 @@ internal static class InspectCommand
 
         return command.Runs((result, terminal, cancellation) =>
         {
-            if (result.GetValue(file) is { } given && !InspectOnnx.Is(given))
-            {
-                throw new ArgumentException($"'{given}' is not an ONNX model (FILE.onnx): name other models with --model.");
-            }
-
             if (result.GetValue(threads) is > 0 and var count)
             {
                 torch.set_num_threads(count);

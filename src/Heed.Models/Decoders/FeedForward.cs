@@ -11,6 +11,9 @@ public sealed class FeedForward : nn.Module<Tensor, Tensor>
     private readonly Projection down_proj;
     private readonly string _activation;
 
+    // Held, so that no collection frees them while libtorch reads them.
+    private static readonly TorchSharp.Scalar s_half = 0.5, s_one = 1, s_three = 3, s_cubic = 0.044715, s_slope = Math.Sqrt(2 / Math.PI);
+
     /// <summary>Makes the layer.</summary>
     /// <param name="configuration">A decoder's shape, of which widths, activation and bias are read.</param>
     /// <param name="generator">Draws the weights; null: libtorch's own.</param>
@@ -52,5 +55,5 @@ public sealed class FeedForward : nn.Module<Tensor, Tensor>
         return down_proj.forward(product).MoveToOuterDisposeScope();
     }
 
-    private static Tensor TanhGelu(Tensor input) => input * 0.5 * (((input + (input.pow(3) * 0.044715)) * Math.Sqrt(2 / Math.PI)).tanh() + 1);
+    private static Tensor TanhGelu(Tensor input) => input * s_half * (((input + (input.pow(s_three) * s_cubic)) * s_slope).tanh() + s_one);
 }

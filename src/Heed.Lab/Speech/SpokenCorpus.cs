@@ -41,8 +41,6 @@ public sealed class SpokenCorpus : IDisposable
     public static SpokenCorpus Speak(int count, int seed, int mostWords = 8, Action<int>? progress = null, CancellationToken cancellation = default)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(count, 1);
-        // What the synthesiser spoke last shapes how it speaks next: a word that nobody hears makes the first sentence the same every time.
-        EspeakSynthesizer.Speak(["begin"], new(s_voices[0]));
         var random = new Random(seed);
         using var mel = new LogMel(Features);
         var utterances = new List<Utterance>();

@@ -51,7 +51,9 @@ public sealed class SpeechTests
         {
             Assert.Equal(pair.First.Tokens, pair.Second.Tokens);
             Assert.Equal(pair.First.Style, pair.Second.Style);
-            Assert.Equal(pair.First.Features.shape[0], pair.Second.Features.shape[0], 3.0);
+
+            // What the synthesiser spoke before shapes the pauses and lengths of what it speaks next.
+            Assert.InRange(pair.First.Features.shape[0] / (double)pair.Second.Features.shape[0], 0.95, 1.05);
         });
         Assert.Equal(6, corpus.Utterances.Select(utterance => utterance.Style.Name).Distinct().Count());
         Assert.All(corpus.Utterances, utterance => Assert.True(utterance.Features.isfinite().all().item<bool>() && utterance.Features.shape[1] == 40));

@@ -1,5 +1,4 @@
 using System.Globalization;
-using System.Text.Json;
 using Heed.Edits;
 using Heed.Models.VisionLanguage;
 
@@ -79,7 +78,6 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         }
     }
 
-    /// <summary>Heads written <c>layer.head</c> with / between them, <c>*</c> for every head of a layer or every layer: <c>2.0/2.3</c>, <c>3.*</c>, <c>*.0</c>.</summary>
     /// <summary>Heads written <c>layer.head</c> with / between them, <c>*</c> for every head of a layer or every layer: <c>2.0/2.3</c>, <c>3.*</c>, <c>*.0</c>; or a <see cref="HeadList"/>.</summary>
     /// <param name="specification">The edit.</param>
     /// <param name="option">The option that lists them.</param>
@@ -88,9 +86,17 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     internal static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> Heads(Specification specification, string option, string fallback)
     {
         var text = specification.Text(option) ?? fallback;
-        if (text.EndsWith(HeadList.Extension, StringComparison.OrdinalIgnoreCase))
+        var file = text.EndsWith(HeadList.Extension, StringComparison.OrdinalIgnoreCase) || File.Exists(text) ? text : null;
+        if (file is not null)
         {
-            text = string.Join('/', HeadList.Read(text).Select(head => string.Create(CultureInfo.InvariantCulture, $"{head.Layer}.{head.Head}")));
+            try
+            {
+                text = string.Join('/', HeadList.Read(file).Select(head => string.Create(CultureInfo.InvariantCulture, $"{head.Layer}.{head.Head}")));
+            }
+            catch (InvalidDataException error)
+            {
+                throw new ArgumentException($"{option} of '{specification.Name}': {error.Message}", error);
+            }
         }
 
         var parts = text.Split('/').Select(part => part.Split('.')).ToArray();
@@ -107,7 +113,7 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
                 var number = place == "*" ? 0 : int.Parse(place, CultureInfo.InvariantCulture);
                 return place == "*" ? Enumerable.Range(0, count)
                     : number < count ? [number]
-                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and the model's {what}s are 0 to {count - 1}.");
+                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and the model's {what}s are 0 to {count - 1}{(file is null ? "" : $": {file} is of another model")}.");
             }
 
             return [.. parts.SelectMany(part => Places(part[0], target.Layers, "layer").SelectMany(layer => Places(part[1], target.Heads, "head").Select(head => (layer, head)))).Distinct()];
@@ -132,7 +138,7 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         var keepFirst = specification.Choice("first", true, ("keep", true), ("edit", false));
         var layers = specification.Text("layers");
         var named = specification.Text("heads");
-        var heads = named is not null && (named.EndsWith(".json", StringComparison.OrdinalIgnoreCase) || File.Exists(named)) ? FoundHeads(specification, named) : Heads(specification, "heads", "*.*");
+        var heads = Heads(specification, "heads", "*.*");
         return target =>
         {
             var (first, last) = Layers(specification, layers, target, named is null ? (2, target.Layers - 2) : (0, target.Layers - 1));
@@ -153,34 +159,6 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         var ends = text.Split('-').Select(end => int.TryParse(end, NumberStyles.None, CultureInfo.InvariantCulture, out var layer) ? layer : -1).ToArray();
         return ends.Length is 1 or 2 && ends.All(layer => layer >= 0 && layer < target.Layers) && ends[0] <= ends[^1] ? (ends[0], ends[^1])
             : throw new ArgumentException($"layers of '{specification.Name}' is one layer or two with a - between them, from 0 to {target.Layers - 1}, not '{text}'.");
-    }
-
-    /// <summary>The heads that a search wrote: <c>{"heads": [[layer, head], ...]}</c>.</summary>
-    private static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> FoundHeads(Specification specification, string path)
-    {
-        List<(int Layer, int Head)> heads = [];
-        try
-        {
-            using var document = JsonDocument.Parse(File.ReadAllText(path));
-            heads.AddRange(document.RootElement.GetProperty("heads").EnumerateArray().Select(pair => (pair[0].GetInt32(), pair[1].GetInt32())));
-        }
-        catch (Exception error) when (error is JsonException or KeyNotFoundException or InvalidOperationException or IndexOutOfRangeException or FormatException)
-        {
-            throw new ArgumentException($"heads of '{specification.Name}': {path} is no list of heads as heed search writes it, {{\"heads\": [[layer, head], ...]}}.", error);
-        }
-
-        return target =>
-        {
-            foreach (var (layer, head) in heads)
-            {
-                if (layer < 0 || layer >= target.Layers || head < 0 || head >= target.Heads)
-                {
-                    throw new ArgumentException($"{path} names head {layer}.{head}, and the model has layers 0 to {target.Layers - 1} of heads 0 to {target.Heads - 1}: it is of another model.");
-                }
-            }
-
-            return heads;
-        };
     }
 
     private static Func<EditTarget, IDisposable> Ablation(Specification specification)

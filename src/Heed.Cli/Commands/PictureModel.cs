@@ -50,10 +50,10 @@ internal static class PictureModel
     {
         var parsed = edits.Select(ModelEdit.Parse).ToArray();
         using var pretrained = Load(folder);
-        var inspection = SpokenInspector.Run(
+        var inspection = AnswerInspector.Run(
             pretrained, ModelFolder.NameOf(folder), Read(pretrained, image), prompt ?? DefaultPrompt, new GenerationOptions { Temperature = 0, MaximumTokens = tokens },
             parsed.Length == 0 ? null : (string.Join(" ", edits), () => Apply(pretrained, parsed, materialize: true)), cancellation);
-        AtomicFile.Write(output, stream => SpokenInspectionReport.Write(inspection, stream));
+        AtomicFile.Write(output, stream => AnswerInspectionReport.Write(inspection, stream));
         if (json)
         {
             terminal.WriteJson(new
@@ -91,7 +91,7 @@ internal static class PictureModel
         new(pretrained.Model.Language, [.. pretrained.Encode(prompt).Where(id => id != pretrained.Configuration.ImageTokenId)], gamma);
 
     // The patch that gets most, all heads together.
-    private static int Largest(SpokenInspection inspection, SpokenWord word)
+    private static int Largest(AnswerInspection inspection, AnswerWord word)
     {
         var patches = inspection.Grid * inspection.Grid;
         return Enumerable.Range(0, patches).MaxBy(patch => Enumerable.Range(0, word.ImageMass.Length).Sum(head => word.Weights[(head * patches) + patch]));

@@ -7,7 +7,7 @@ using System.Text.Unicode;
 
 namespace Heed.Lab.Inspection;
 
-/// <summary>Writes report pages: a template among the resources whose marks (<c>{{title}}</c>, <c>{{look}}</c> and those of the page) are filled in.</summary>
+/// <summary>Writes report pages: a template among the resources, which begins with the mark <c>{{head}}</c> (what every page begins with: <c>head.html</c>), with its own marks filled in.</summary>
 internal static class ReportPage
 {
     private const string Resources = "Heed.Lab.Inspection.";
@@ -19,11 +19,14 @@ internal static class ReportPage
     /// <param name="stream">Receives UTF-8.</param>
     /// <param name="template">The template's file name.</param>
     /// <param name="title">The page's title.</param>
-    /// <param name="parts">What replaces the page's own marks, in the order in which they stand in the template, after title and look.</param>
+    /// <param name="parts">What replaces the page's own marks, in the order in which they stand in the template.</param>
     public static void Write(Stream stream, string template, string title, IEnumerable<(string Mark, Action<StreamWriter> Write)> parts)
     {
         using var writer = new StreamWriter(stream, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false), 1 << 16, leaveOpen: true);
-        var page = Resource(template);
+        var body = Resource(template);
+        // A page without a script of its own runs none at all.
+        var head = Resource("head.html").TrimEnd().Replace("{{script}}", body.Contains("<script", StringComparison.Ordinal) ? " script-src 'unsafe-inline';" : "", StringComparison.Ordinal);
+        var page = body.Replace("{{head}}", head, StringComparison.Ordinal);
         var at = 0;
         foreach (var (mark, write) in parts.Prepend(("look", writer => writer.Write(Resource("look.css")))).Prepend(("title", writer => writer.Write(WebUtility.HtmlEncode(title)))))
         {

@@ -27,7 +27,7 @@ internal static class PictureEdits
                 throw new ArgumentException($"dims of 'var' names dimension {dimensions.Max()}, and the model's are 0 to {width - 1}.");
             }
 
-            var edit = new RedistributionEdit(dimensions ?? SpokenInspector.SinkDimensionsOf(model), threshold > 0 ? threshold : null, rho, image, keep, layers) { Materialize = target.Materialize };
+            var edit = new RedistributionEdit(dimensions ?? AnswerInspector.SinkDimensionsOf(model), threshold > 0 ? threshold : null, rho, image, keep, layers) { Materialize = target.Materialize };
             return edit.InstallOn(target.Hooks);
         };
     }

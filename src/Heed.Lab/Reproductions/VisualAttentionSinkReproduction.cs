@@ -46,7 +46,7 @@ internal sealed class VisualAttentionSinkReproduction : Reproduction
         var accuracy = Share(SceneAnswers.Colours(model, questions, cancellation: run.Cancellation));
         using var quiet = no_grad();
         using var scope = NewDisposeScope();
-        var dimensions = SpokenInspector.SinkDimensionsOf(model);
+        var dimensions = AnswerInspector.SinkDimensionsOf(model);
         var (embeddings, layout) = model.Embed(SceneAnswers.Prompts(questions), model.EncodeImages(SceneTask.Images([.. questions.Select(question => question.Scene)])));
         var states = new List<Tensor>();
         model.Language.ForwardEmbeddings(embeddings, null, states, lastOnly: true);

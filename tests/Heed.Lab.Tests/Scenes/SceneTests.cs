@@ -162,7 +162,7 @@ public class SceneTests
         var parsed = ModelEdit.Parse("informed:alpha=0.9,from=0,tokens=all");
         var options = new GenerationOptions { Temperature = 0, MaximumTokens = 4, StopTokenIds = [] };
 
-        var inspection = SpokenInspector.Run(
+        var inspection = AnswerInspector.Run(
             pretrained, "small", new("a scene", scene.Pixels), SceneWords.CaptionPrompt, options, ("informed", () => parsed(new(model.Hooks, 3, 2) { Pictures = model, Materialize = true })));
 
         Assert.Equal(2, inspection.Runs.Count);
@@ -176,7 +176,7 @@ public class SceneTests
         Assert.Equal((3, 2), (inspection.Sinks.Count, inspection.ClassAttention.Count));
         Assert.Empty(model.Hooks.Installed);
         using var stream = new MemoryStream();
-        SpokenInspectionReport.Write(inspection, stream);
+        AnswerInspectionReport.Write(inspection, stream);
         Assert.True(stream.Length > 10_000);
     }
 

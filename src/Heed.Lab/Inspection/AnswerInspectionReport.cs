@@ -2,20 +2,20 @@ using Heed.Lab.Images;
 
 namespace Heed.Lab.Inspection;
 
-/// <summary>Writes a <see cref="SpokenInspection"/> as one HTML page that needs nothing beside itself (template <c>spoken-report.html</c>).</summary>
-public static class SpokenInspectionReport
+/// <summary>Writes a <see cref="AnswerInspection"/> as one HTML page that needs nothing beside itself (template <c>answer-report.html</c>).</summary>
+public static class AnswerInspectionReport
 {
     /// <summary>Writes the page.</summary>
     /// <param name="inspection">What to show.</param>
     /// <param name="stream">Receives UTF-8.</param>
-    public static void Write(SpokenInspection inspection, Stream stream)
+    public static void Write(AnswerInspection inspection, Stream stream)
     {
         ArgumentNullException.ThrowIfNull(inspection);
         ArgumentNullException.ThrowIfNull(stream);
-        ReportPage.Write(stream, "spoken-report.html", $"What {inspection.Model} says and sees", [("data", writer => writer.Write(Data(inspection)))]);
+        ReportPage.Write(stream, "answer-report.html", $"What {inspection.Model} says and sees", [("data", writer => writer.Write(Data(inspection)))]);
     }
 
-    private static string Data(SpokenInspection inspection) => ReportPage.Json(json =>
+    private static string Data(AnswerInspection inspection) => ReportPage.Json(json =>
     {
         json.WriteStartObject();
         json.WriteString("generator", ReportPage.Generator);

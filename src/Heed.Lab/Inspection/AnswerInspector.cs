@@ -7,7 +7,7 @@ using static TorchSharp.torch;
 namespace Heed.Lab.Inspection;
 
 /// <summary>Looks into a vision-language model while it talks about a picture.</summary>
-public static class SpokenInspector
+public static class AnswerInspector
 {
     // A byte each in the page, four here.
     private const long MostWeights = 12L << 20;
@@ -22,7 +22,7 @@ public static class SpokenInspector
     /// <param name="cancellation">Stops between words.</param>
     /// <exception cref="ArgumentException">The picture has another size, or the prompt does not fit.</exception>
     /// <exception cref="InvalidOperationException">There is no tokenizer, or the class token is read as a patch, which has no place in the picture.</exception>
-    public static SpokenInspection Run(
+    public static AnswerInspection Run(
         PretrainedVisionLanguageModel pretrained, string name, InspectedPicture picture, string prompt, GenerationOptions options, (string Name, Func<IDisposable> Apply)? edit = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(pretrained);
@@ -49,7 +49,7 @@ public static class SpokenInspector
         using var given = read;
         var image = given.Layout!.Only(TokenKind.Image);
         var classAttention = look.Sites.Select(site => look[site].to(float32).mean([1L])[0, 0].narrow(0, 1, image.Length).contiguous().data<float>().ToArray()).ToArray();
-        var runs = new List<SpokenText> { Talk("as trained") };
+        var runs = new List<AnswerText> { Talk("as trained") };
         if (edit is { } change)
         {
             using var applied = change.Apply();
@@ -64,11 +64,11 @@ public static class SpokenInspector
             name, model.parameters().Sum(parameter => parameter.numel()), picture, pretrained.Configuration.Vision.ImageSize, prompt, pretrained.Configuration.Vision.Grid, text.Layers, text.Heads, runs, dimensions, threshold,
             sinks, classAttention, clock.Elapsed.TotalSeconds);
 
-        SpokenText Talk(string title)
+        AnswerText Talk(string title)
         {
             using var probe = new AttentionMapProbe(new AttentionMapRequest(Rows: [-1]), site => site.Kind == AttentionKind.Self);
             using var installed = model.Hooks.Install(probe);
-            var words = new List<SpokenWord>();
+            var words = new List<AnswerWord>();
             long taken = 0;
             var result = new TextGenerator(model.Language, tokenizer).Generate(
                 given, options,
@@ -104,14 +104,14 @@ public static class SpokenInspector
         return SinkDimensions.FromBos(stack(states.SkipLast(1)));
     }
 
-    private static SpokenWord WordOf(string text, AttentionMapProbe probe, TokenSpan image)
+    private static AnswerWord WordOf(string text, AttentionMapProbe probe, TokenSpan image)
     {
         using var scope = NewDisposeScope();
         var rows = cat([.. probe.Sites.OrderBy(site => site.Layer).Select(site => probe[site].to(float32)[0, TensorIndex.Colon, 0].narrow(1, image.Start, image.Length))], 0).cpu().contiguous();
         return new(text.Trim(), rows.sum([1L]).data<float>().ToArray(), rows.data<float>().ToArray());
     }
 
-    private static (long[] Dimensions, double Threshold, SpokenSinks[] Sinks) Sinks(VisionLanguageModel model, EmbeddedPrompt prompt, TokenSpan image)
+    private static (long[] Dimensions, double Threshold, AnswerSinks[] Sinks) Sinks(VisionLanguageModel model, EmbeddedPrompt prompt, TokenSpan image)
     {
         var (width, states) = (model.Configuration.Text.HiddenSize, new List<Tensor>());
         if (model.Configuration.Text.BeginTokenId is null)
@@ -127,7 +127,7 @@ public static class SpokenInspector
             var found = mask.IsSink.data<bool>().ToArray();
             bool IsImage(int token) => token >= image.Start && token < image.End;
             var tokens = Enumerable.Range(0, found.Length).Where(token => found[token]).ToArray();
-            return new SpokenSinks(
+            return new AnswerSinks(
                 layer, [.. tokens.Where(IsImage).Select(token => token - (int)image.Start)], [.. tokens.Where(token => !IsImage(token))],
                 mask.Score.narrow(0, image.Start, image.Length).max().to(float64).item<double>());
         })]);

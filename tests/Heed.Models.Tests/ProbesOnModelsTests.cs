@@ -197,6 +197,25 @@ public sealed class ProbesOnModelsTests : IDisposable
         Assert.True((cat(parts, 1) - whole).abs().max().item<float>() < 1e-4);
     }
 
+    [Fact]
+    public void Streams_are_edited_at_their_positions_in_a_text_that_goes_on_from_a_cache()
+    {
+        using var model = new Decoder(SmallModels.Llama, seed: 3);
+        var ids = tensor(new long[] { 3, 1, 4, 1, 5, 9, 2, 6 }).unsqueeze(0);
+        var plain = model.forward(ids);
+        using var installed = model.Hooks.Install(new StreamEdit(new StreamChange(StreamPoint.BlockOutput, [0], -1, Positions: [0, 4, 6])));
+        var whole = model.forward(ids);
+        Assert.True((whole - plain).abs().max().item<float>() > 1e-2);
+        using var cache = model.CreateCache();
+        var parts = new List<Tensor>();
+        foreach (var (from, to) in (ReadOnlySpan<(int, int)>)[(0, 3), (3, 5), (5, 6), (6, 7), (7, 8)])
+        {
+            parts.Add(model.forward(ids[.., from..to], cache));
+        }
+
+        Assert.True((cat(parts, 1) - whole).abs().max().item<float>() < 1e-4);
+    }
+
     private static void Close(Tensor expected, Tensor actual)
     {
         Assert.Equal(expected.shape, actual.shape);

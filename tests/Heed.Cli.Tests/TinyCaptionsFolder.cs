@@ -32,5 +32,19 @@ public sealed class TinyCaptionsFolder : IDisposable
     /// <summary>A path in the folder.</summary>
     public string At(string name) => Path.Combine(Root, name);
 
+    /// <summary>The folder of the same model with something else in its configuration.</summary>
+    public string Changed(string name, string value, string replacement)
+    {
+        var changed = Directory.CreateDirectory(At(name)).FullName;
+        foreach (var file in Directory.GetFiles(Model))
+        {
+            File.Copy(file, Path.Combine(changed, Path.GetFileName(file)), overwrite: true);
+        }
+
+        var (configuration, text) = (Path.Combine(changed, "config.json"), File.ReadAllText(Path.Combine(Model, "config.json")));
+        File.WriteAllText(configuration, text.Contains(value, StringComparison.Ordinal) ? text.Replace(value, replacement, StringComparison.Ordinal) : throw new ArgumentException($"{value} is not in {text}"));
+        return changed;
+    }
+
     public void Dispose() => Directory.Delete(Root, recursive: true);
 }

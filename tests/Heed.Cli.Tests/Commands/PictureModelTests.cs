@@ -156,6 +156,30 @@ public sealed class PictureModelTests(TinyCaptionsFolder folder) : IClassFixture
     }
 
     [Fact]
+    public async Task What_a_model_is_not_made_for_is_one_sentence_and_no_defect()
+    {
+        var (nameless, whole) = (folder.Changed("nameless", "\"bos_token_id\": 1", "\"bos_token_id\": null"), folder.Changed("whole", "\"vision_feature_select_strategy\": \"default\"", "\"vision_feature_select_strategy\": \"full\""));
+        foreach (var (sentence, arguments) in new (string, string[])[]
+        {
+            ("this model has none: name them, for example dims=2533/1415.", ["generate", "--model", nameless, "--edit", "var:from=0"]),
+            ("this model has none: name them, for example dims=2533/1415.", ["inspect", "--model", nameless, "--edit", "var:from=0", "--out", Report]),
+            ("that has no place in the picture: it cannot be inspected.", ["inspect", "--model", whole, "--out", Report]),
+        })
+        {
+            var result = await Shell.RunAsync([.. arguments, "--image", folder.Picture]);
+            Assert.Equal((1, ""), (result.Code, result.Out));
+            Assert.EndsWith(sentence, Assert.Single(result.Error.TrimEnd().Split('\n')), StringComparison.Ordinal);
+        }
+
+        Assert.Empty(Directory.GetFileSystemEntries(_out));
+        // Both can talk, and be edited where it is known how.
+        foreach (var (model, edit) in new[] { (nameless, "var:from=0,dims=3"), (whole, "informed:from=0") })
+        {
+            Assert.Equal(0, (await Shell.RunAsync("generate", "--model", model, "--image", folder.Picture, "--tokens", "3", "--edit", edit)).Code);
+        }
+    }
+
+    [Fact]
     public async Task A_report_that_cannot_be_written_leaves_nothing()
     {
         var taken = Path.Combine(_out, "taken");

@@ -53,6 +53,8 @@ public static class AtomicFile
             {
                 case UnauthorizedAccessException:
                     throw new UnauthorizedAccessException($"{path} cannot be written (permission denied)", exception);
+                case IOException when !Directory.Exists(folder):
+                    throw new IOException($"{path} cannot be written: its folder {folder} cannot be made ({exception.Message.TrimEnd('.')})", exception);
                 case IOException when exception.Message.Contains(partial, StringComparison.Ordinal):
                     throw new IOException($"{path} cannot be written: {exception.Message.Replace(partial, target, StringComparison.Ordinal)}", exception);
                 default:

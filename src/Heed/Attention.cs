@@ -28,7 +28,7 @@ public static class Attention
         var stages = hooks is null ? AttentionStages.None : hooks.StagesAt(site);
         if (stages != AttentionStages.None)
         {
-            return ComputeWithHooks(new(site, query, key, value, options) { Layout = hooks!.Layout }, hooks, stages);
+            return ComputeWithHooks(new(site, query, key, value, options) { Layout = hooks!.Layout, FirstPosition = hooks.FirstPosition }, hooks, stages);
         }
 
         if (options.Selector is { } selector)

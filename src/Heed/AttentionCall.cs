@@ -32,6 +32,9 @@ public sealed class AttentionCall
     /// <summary>What the tokens of the sequence stand for; null where the model did not say.</summary>
     public TokenLayout? Layout { get; internal init; }
 
+    /// <summary>The position of the first query in its sequence, where the model tells it (<see cref="AttentionHooks.FirstPosition"/>); 0 elsewhere.</summary>
+    internal long FirstPosition { get; init; }
+
     /// <summary>The weights as the hooks left them, where the call materialises the map.</summary>
     internal torch.Tensor? Map { get; set; }
 

@@ -92,6 +92,43 @@ internal sealed unsafe class ReferenceAttention
         return mass;
     }
 
+    /// <summary>Entropy of each key's weights as shares of its mass <c>[B, H, Nk]</c>, for a softmax; 0 for a key without mass.</summary>
+    /// <remarks>With the mass m and the products P = sum p ln p it is ln m - P / m. In float32 a term p ln p is off by what p is off, times ln p, and by p times what ln p = s - lse is off; the division by m
+    /// carries both on. Where the mass is no larger than its own error nothing can be said.</remarks>
+    public Approximation KeyEntropy()
+    {
+        var n = _inputs;
+        var mass = MassPerKey();
+        var products = new Approximation(mass.Value.Length);
+        n.ForEachPair((b, h, i, j) =>
+        {
+            var row = n.RowIndex(b, h, i);
+            var at = (((b * n.Heads) + h) * n.Keys) + j;
+            var pair = _pairs[(row * n.Keys) + j];
+            var weight = Weights[(row * n.Keys) + j];
+            if (!pair.Exists || weight == 0)
+            {
+                return;
+            }
+
+            var logarithm = Math.Log(weight);
+            var logarithmError = pair.Error + LogSumExp.Bound[row] + (2 * Unit * (Math.Abs(pair.Score) + Math.Abs(LogSumExp.Value[row])));
+            products.Value[at] += weight * logarithm;
+            products.Bound[at] += (WeightError(row, j) * (Math.Abs(logarithm) + logarithmError)) + (weight * logarithmError) + ((SumError(n.Queries) + (2 * Unit)) * weight * Math.Abs(logarithm));
+        });
+        var entropy = new Approximation(mass.Value.Length);
+        for (var at = 0; at < mass.Value.Length; at++)
+        {
+            var (m, error, mean) = (mass.Value[at], mass.Bound[at], mass.Value[at] > 0 ? products.Value[at] / mass.Value[at] : 0);
+            entropy.Value[at] = m > 0 ? Math.Max(0, Math.Log(m) - mean) : 0;
+            entropy.Bound[at] = error == 0 ? 0
+                : m > error ? ((error + products.Bound[at] + (Math.Abs(mean) * error)) / (m - error)) + (4 * Unit * (Math.Abs(Math.Log(m)) + Math.Abs(mean)))
+                : double.PositiveInfinity;
+        }
+
+        return entropy;
+    }
+
     /// <summary>Row statistics; the key set is read from the problem's statistics.</summary>
     public ReferenceStatistics Statistics()
     {

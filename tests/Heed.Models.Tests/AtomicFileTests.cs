@@ -46,6 +46,20 @@ public sealed class AtomicFileTests : IDisposable
     }
 
     [Fact]
+    public void A_file_is_no_folder_to_write_into()
+    {
+        var path = Path.Combine(_folder, "taken");
+        AtomicFile.WriteText(path, "old");
+        foreach (var below in new[] { Path.Combine(path, "report.html"), Path.Combine(path, "deeper", "report.html") })
+        {
+            Assert.StartsWith($"{below} cannot be written", Assert.Throws<IOException>(() => AtomicFile.WriteText(below, "x")).Message, StringComparison.Ordinal);
+        }
+
+        Assert.Equal("old", File.ReadAllText(path));
+        Assert.Equal([path], Directory.GetFileSystemEntries(_folder));
+    }
+
+    [Fact]
     public void Link_stays_a_link()
     {
         Assert.SkipWhen(OperatingSystem.IsWindows(), "Links need a privilege on Windows.");

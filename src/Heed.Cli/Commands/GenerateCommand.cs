@@ -86,13 +86,17 @@ internal static class GenerateCommand
                 Combiner = combiner,
             };
             var forPrograms = result.GetValue(json);
-            if (!forPrograms)
-            {
-                terminal.Out.Write(Printable(seeing is null ? start : start + "\n"));
-            }
+            var begun = forPrograms;
 
+            // The prompt waits for the first token: a picture or a text that is refused leaves nothing written.
             void Tell(string piece)
             {
+                if (!begun)
+                {
+                    terminal.Out.Write(Printable(seeing is null ? start : start + "\n"));
+                    begun = true;
+                }
+
                 if (!forPrograms)
                 {
                     terminal.Out.Write(Printable(piece));
@@ -103,7 +107,7 @@ internal static class GenerateCommand
             var generator = new TextGenerator(decoder, tokenizer);
             GenerationResult Generate(Action<string> tell)
             {
-                using var read = seeing?.Prompt(PictureModel.Read(seeing, shown!).Pixels, start);
+                using var read = seeing is null ? null : PictureModel.Prompt(seeing, PictureModel.Read(seeing, shown!), start);
                 return read is null ? generator.Generate(start, options, tell, cancellation) : generator.Generate(read, options, tell, cancellation);
             }
 
@@ -112,6 +116,8 @@ internal static class GenerateCommand
             {
                 generated = Generate(Tell);
             }
+
+            Tell("");
 
             var unedited = result.GetValue(compare) ? Generate(_ => { }) : null;
             if (forPrograms)

@@ -77,8 +77,8 @@ internal static class InspectCommand
             new("sounds", "say which with --audio FILE", [audio, masks], result => result.GetValue(audio) is not null, (result, terminal, cancellation) => InspectAudio.Run(
                 new(Chosen(result), result.GetValue(audio)!, IsGiven(result, masks) ? result.GetValue(masks) : null, Report(result), ForPrograms(result)), terminal, cancellation)),
             new("vision-language models", "name the folder of one with --model, and a picture with --image", [image, prompt, edit, tokens],
-                result => result.GetValue(image) is not null && PretrainedVisionLanguageModel.IsIn(Name(result)), (result, terminal, cancellation) => PictureModel.Inspect(
-                    Name(result), result.GetValue(image)!, result.GetValue(prompt), Tokens(result) ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], Report(result), ForPrograms(result), terminal, cancellation)),
+                result => PretrainedVisionLanguageModel.IsIn(Name(result)), (result, terminal, cancellation) => PictureModel.Inspect(
+                    Name(result), result.GetValue(image), result.GetValue(prompt), Tokens(result) ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], Report(result), ForPrograms(result), terminal, cancellation)),
             new("pictures", "say which with --image FILE or --image N", [image, weights, data], result => result.GetValue(image) is not null || ImageModelCard.IsIn(Name(result)),
                 (result, terminal, cancellation) => InspectImage.Run(
                     new(Chosen(result), result.GetValue(image), result.GetValue(weights), result.GetValue(data), Report(result), ForPrograms(result)), terminal, cancellation)),

@@ -38,6 +38,14 @@ internal static class PictureModel
         return new(Path.GetFileName(path), PictureFile.Read(path, new ImageTask(vision.ImageSize, vision.Channels, 1)));
     }
 
+    /// <summary>A picture and a text for the generator.</summary>
+    /// <exception cref="ArgumentException">The text has words that the model's tokenizer does not know.</exception>
+    public static EmbeddedPrompt Prompt(PretrainedVisionLanguageModel pretrained, InspectedPicture picture, string prompt)
+    {
+        Check(pretrained, prompt);
+        return pretrained.Prompt(picture.Pixels, prompt);
+    }
+
     /// <summary>Puts edits into a model, one after the other, until the result is disposed.</summary>
     public static IDisposable Apply(PretrainedVisionLanguageModel pretrained, IReadOnlyList<Func<EditTarget, IDisposable>> edits, bool materialize)
     {
@@ -46,12 +54,14 @@ internal static class PictureModel
     }
 
     /// <summary><c>heed inspect --image FILE --model FOLDER</c> of a vision-language model.</summary>
-    public static int Inspect(string folder, string image, string? prompt, int tokens, IReadOnlyList<string> edits, string output, bool json, Terminal terminal, CancellationToken cancellation)
+    public static int Inspect(string folder, string? image, string? prompt, int tokens, IReadOnlyList<string> edits, string output, bool json, Terminal terminal, CancellationToken cancellation)
     {
         var parsed = edits.Select(ModelEdit.Parse).ToArray();
+        var shown = image ?? throw new ArgumentException($"The model in {folder} talks about pictures: give one with --image FILE.");
         using var pretrained = Load(folder);
+        Check(pretrained, prompt ?? DefaultPrompt);
         var inspection = AnswerInspector.Run(
-            pretrained, ModelFolder.NameOf(folder), Read(pretrained, image), prompt ?? DefaultPrompt, new GenerationOptions { Temperature = 0, MaximumTokens = tokens },
+            pretrained, ModelFolder.NameOf(folder), Read(pretrained, shown), prompt ?? DefaultPrompt, new GenerationOptions { Temperature = 0, MaximumTokens = tokens },
             parsed.Length == 0 ? null : (string.Join(" ", edits), () => Apply(pretrained, parsed, materialize: true)), cancellation);
         AtomicFile.Write(output, stream => AnswerInspectionReport.Write(inspection, stream));
         if (json)
@@ -89,6 +99,18 @@ internal static class PictureModel
     /// <summary>What guides a generation by the picture: the prompt without it.</summary>
     public static GuidedLogits Guidance(PretrainedVisionLanguageModel pretrained, string prompt, double gamma) =>
         new(pretrained.Model.Language, [.. pretrained.Encode(prompt).Where(id => id != pretrained.Configuration.ImageTokenId)], gamma);
+
+    // Read as the token for unknown words, a question would get an answer to another one.
+    private static void Check(PretrainedVisionLanguageModel pretrained, string prompt)
+    {
+        // The picture's mark is no word: some vocabularies lack it.
+        var (tokenizer, text) = (pretrained.Tokenizer!, prompt.Replace(PretrainedVisionLanguageModel.ImageMark, " ", StringComparison.Ordinal));
+        var strange = tokenizer.Encode(text).Where(token => token.Id == tokenizer.UnknownTokenId).Select(token => $"'{text.Substring(token.Start, token.Length).Trim()}'").Distinct().ToArray();
+        if (strange.Length > 0)
+        {
+            throw new ArgumentException($"The model's tokenizer does not know {string.Join(", ", strange)} in the prompt '{prompt}': use the words that the model was trained on.");
+        }
+    }
 
     // The patch that gets most, all heads together.
     private static int Largest(AnswerInspection inspection, AnswerWord word)

@@ -21,7 +21,8 @@ public static class AnswerInspector
     /// <param name="edit">An edit and its name; null: none. Maps are seen as the edit leaves them where it changes the map itself.</param>
     /// <param name="cancellation">Stops between words.</param>
     /// <exception cref="ArgumentException">The picture has another size, or the prompt does not fit.</exception>
-    /// <exception cref="InvalidOperationException">There is no tokenizer, or the class token is read as a patch, which has no place in the picture.</exception>
+    /// <exception cref="InvalidOperationException">There is no tokenizer.</exception>
+    /// <exception cref="NotSupportedException">The class token is read as a patch, which has no place in the picture.</exception>
     public static AnswerInspection Run(
         PretrainedVisionLanguageModel pretrained, string name, InspectedPicture picture, string prompt, GenerationOptions options, (string Name, Func<IDisposable> Apply)? edit = null, CancellationToken cancellation = default)
     {
@@ -32,7 +33,7 @@ public static class AnswerInspector
         var (model, tokenizer) = (pretrained.Model, pretrained.Tokenizer ?? throw new InvalidOperationException("The model has no tokenizer, so it cannot be told what to say."));
         if (pretrained.Configuration.KeepClassToken)
         {
-            throw new InvalidOperationException("The model reads the class token as a patch, and that has no place in the picture: it cannot be inspected.");
+            throw new NotSupportedException("The model reads the class token as a patch, and that has no place in the picture: it cannot be inspected.");
         }
 
         using var scope = NewDisposeScope();

@@ -27,6 +27,11 @@ internal static class PictureEdits
                 throw new ArgumentException($"dims of 'var' names dimension {dimensions.Max()}, and the model's are 0 to {width - 1}.");
             }
 
+            if (dimensions is null && model.Configuration.Text.BeginTokenId is null)
+            {
+                throw new ArgumentException("The edit 'var' tells the sink dimensions by the token that begins texts, and this model has none: name them, for example dims=2533/1415.");
+            }
+
             var edit = new RedistributionEdit(dimensions ?? AnswerInspector.SinkDimensionsOf(model), threshold > 0 ? threshold : null, rho, image, keep, layers) { Materialize = target.Materialize };
             return edit.InstallOn(target.Hooks);
         };

@@ -16,7 +16,6 @@ internal sealed class BytePairTokenizer : TextTokenizer
     private readonly AddedToken[] _added;
     private readonly HashSet<int> _characters;
     private readonly int[]? _byteTokens;
-    private readonly int? _unknown;
 
     /// <exception cref="InvalidDataException">The vocabulary and the merges contradict each other.</exception>
     public BytePairTokenizer(BytePairDefinition definition)
@@ -50,7 +49,7 @@ internal sealed class BytePairTokenizer : TextTokenizer
         VocabularySize = Math.Max(_texts.Keys.DefaultIfEmpty(-1).Max(), _addedById.Keys.DefaultIfEmpty(-1).Max()) + 1;
         _characters = [.. definition.Vocabulary.Keys
             .Where(token => token.Length > 0 && Rune.TryGetRuneAt(token, 0, out var rune) && rune.Utf16SequenceLength == token.Length).Select(token => Rune.GetRuneAt(token, 0).Value)];
-        _unknown = definition.UnknownToken is { } unknown ? Id(unknown) : null;
+        UnknownTokenId = definition.UnknownToken is { } unknown ? Id(unknown) : null;
         if (definition.ByteFallback)
         {
             _byteTokens = [.. Enumerable.Range(0, 256).Select(value =>
@@ -317,7 +316,7 @@ internal sealed class BytePairTokenizer : TextTokenizer
             return;
         }
 
-        var unknown = _unknown ?? throw new ArgumentException($"The tokenizer has no token for the character '{rune}' (U+{rune.Value:X4}) and none for unknown ones.");
+        var unknown = UnknownTokenId ?? throw new ArgumentException($"The tokenizer has no token for the character '{rune}' (U+{rune.Value:X4}) and none for unknown ones.");
         if (_definition.FuseUnknown && tokens is List<TextToken> list && list.Count > 0 && list[^1].Id == unknown && list[^1].Start + list[^1].Length == start)
         {
             list[^1] = new TextToken(unknown, list[^1].Start, end - list[^1].Start);

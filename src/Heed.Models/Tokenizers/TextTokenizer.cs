@@ -16,6 +16,9 @@ public abstract class TextTokenizer
     /// <summary>Id of the token that begins a text; null: none.</summary>
     public int? BeginTokenId { get; init; }
 
+    /// <summary>Id of the token that stands for text which has no token of its own; null: none, then every text has tokens or is refused.</summary>
+    public int? UnknownTokenId { get; init; }
+
     /// <summary>Ids of the tokens that end a text.</summary>
     public IReadOnlyList<int> EndTokenIds { get; init; } = [];
 

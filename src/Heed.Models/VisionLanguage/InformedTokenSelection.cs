@@ -11,10 +11,13 @@ public sealed class InformedTokenSelection : AttentionHook
     private readonly double _spatialRatio;
     private readonly double _outlierFactor;
     private readonly int _late;
+
+    // Where the decoder reads the class token, too, it stands before the patches.
+    private readonly int _firstPatch;
     private Tensor? _first;
 
-    private InformedTokenSelection(InformedTokenEdit edit, int late, double localRatio, double spatialRatio, double outlierFactor) =>
-        (_edit, _late, _localRatio, _spatialRatio, _outlierFactor) = (edit, late, localRatio, spatialRatio, outlierFactor);
+    private InformedTokenSelection(InformedTokenEdit edit, int late, int firstPatch, double localRatio, double spatialRatio, double outlierFactor) =>
+        (_edit, _late, _firstPatch, _localRatio, _spatialRatio, _outlierFactor) = (edit, late, firstPatch, localRatio, spatialRatio, outlierFactor);
 
     /// <summary>Watches the encoder until the returned scope is disposed. The edit itself is installed on the decoder's hooks by the caller.</summary>
     /// <param name="model">The model.</param>
@@ -35,7 +38,7 @@ public sealed class InformedTokenSelection : AttentionHook
                 $"Summary tokens are told from the encoder's last layer but one, which features of layer {model.Configuration.FeatureLayer} of {model.Vision.Configuration.Layers} do not run.", nameof(model));
         }
 
-        var selection = new InformedTokenSelection(edit, late, localRatio, spatialRatio, outlierFactor);
+        var selection = new InformedTokenSelection(edit, late, model.Configuration.KeepClassToken ? 1 : 0, localRatio, spatialRatio, outlierFactor);
         return new Watch(selection, model.Vision.Hooks.Install(selection));
     }
 
@@ -65,9 +68,11 @@ public sealed class InformedTokenSelection : AttentionHook
 
         if (call.Site.Layer == _late && _first is { } first && first.shape.AsSpan().SequenceEqual(map.shape))
         {
-            _edit.Tokens = [.. Enumerable.Range(0, (int)map.shape[0]).Select(row => InformedTokens.Select(first[row], map[row], _localRatio, _spatialRatio, _outlierFactor))];
+            _edit.Tokens = [.. Enumerable.Range(0, (int)map.shape[0]).Select(row => AsImageTokens(InformedTokens.Select(first[row], map[row], _localRatio, _spatialRatio, _outlierFactor)))];
         }
     }
+
+    private InformedTokens AsImageTokens(InformedTokens patches) => new([.. patches.Local.Select(patch => patch + _firstPatch)], [.. patches.Summary.Select(patch => patch + _firstPatch)]);
 
     private sealed class Watch(InformedTokenSelection selection, IDisposable installed) : IDisposable
     {

@@ -97,7 +97,7 @@ public sealed class CalibrationEdit : WeightEdit
 
         if (queries == keys || call.Options.Causal == Causality.None)
         {
-            _sums[call.Site] = new ColumnSums((int)batch, heads.Length);
+            _sums[call.Site] = new ColumnSums((int)batch, heads.Length) { Seen = queries };
             return true;
         }
 
@@ -107,14 +107,17 @@ public sealed class CalibrationEdit : WeightEdit
                 $"The calibration at the site '{call.Site}' has not seen the first {keys - queries} keys of this text: install it before the text is read, and read the text from its start.");
         }
 
+        // A window drops the oldest keys, and none that the next query reaches. A cut takes the latest ones: where that leaves as many keys as the window does, the position tells.
         var dropped = sums.Held + queries - keys;
-        if (dropped < 0 || (dropped > 0 && call.Options.WindowBefore is null))
+        var droppable = call.Options.WindowBefore is { } before ? Math.Max(0, sums.Held - before) : 0;
+        if (dropped < 0 || dropped > droppable || (call.FirstPosition > 0 && call.FirstPosition != sums.Seen))
         {
             throw new InvalidOperationException(
-                $"The calibration at the site '{call.Site}' has seen {sums.Held} keys of this text and the call continues {keys - queries}: a cache that was cut cannot be gone on with, read the text again.");
+                $"The calibration at the site '{call.Site}' has seen {sums.Seen} tokens of this text and the call continues {Math.Max(keys - queries, call.FirstPosition)}: a cache that was cut cannot be gone on with, read the text again.");
         }
 
         sums.Drop((int)dropped);
+        sums.Seen += queries;
         return true;
     }
 
@@ -153,7 +156,7 @@ public sealed class CalibrationEdit : WeightEdit
         var heads = _heads[call.Site.Layer];
         var sums = _sums[call.Site];
         sums.Grow(row.Keys);
-        sums.Count(1, causal: true, WindowOf(call), null);
+        sums.Count(1, call.Options.Causal != Causality.None, WindowOf(call), null);
         var weights = new float[row.Keys].AsSpan();
         for (var batch = 0; batch < row.Batch; batch++)
         {
@@ -405,11 +408,15 @@ public sealed class CalibrationEdit : WeightEdit
         private float[] _limits = [];
         private bool _limitsHold;
         private long _window = long.MaxValue;
+        private bool _hasRows;
 
         public int Batch => batch;
 
         /// <summary>Keys that the latest call had.</summary>
         public int Held { get; private set; }
+
+        /// <summary>Tokens of the text so far, dropped ones included.</summary>
+        public long Seen { get; set; }
 
         public Span<float> Mass(int item, int head) => _mass[(item * heads) + head].AsSpan(0, Held);
 
@@ -439,7 +446,7 @@ public sealed class CalibrationEdit : WeightEdit
             _limitsHold = false;
             if (pairs is null && causal && _rows is null)
             {
-                _window = window;
+                (_window, _hasRows) = (window, true);
                 return;
             }
 
@@ -449,7 +456,7 @@ public sealed class CalibrationEdit : WeightEdit
                 _rows = [.. _mass.Select(mass => new float[mass.Length])];
                 foreach (var rows in _rows)
                 {
-                    for (var key = 0; key < earlier; key++)
+                    for (var key = 0; _hasRows && key < earlier; key++)
                     {
                         rows[key] = Math.Min(earlier - key, _window);
                     }

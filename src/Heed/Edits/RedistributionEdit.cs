@@ -9,7 +9,7 @@ namespace Heed.Edits;
 /// <summary>Visual attention redistribution, VAR (arXiv 2503.03321; <see cref="VisualAttentionRedistribution"/>), in a trained vision-language model, without the map: the weights of image and sink tokens are enough.</summary>
 /// <remarks>
 /// <para>Install it with <see cref="InstallOn"/>: it watches the hidden states before each layer, where sink tokens carry massive activations. They are found when the prompt is read (rows after the picture are edited then);
-/// generated tokens are never sinks, and every generated row is edited. One edit serves one text (or batch of texts) at a time.</para>
+/// generated tokens are never sinks, and every generated row is edited. A prompt may be read in several calls: no row sees a later sink, so that the result is that of one call. One edit serves one text (or batch of texts) at a time.</para>
 /// <para>The image tokens are those of <see cref="AttentionHooks.Layout"/>; texts without an image span are left alone. A layer without a sink among its image tokens costs nothing.</para>
 /// </remarks>
 public sealed class RedistributionEdit : WeightEdit
@@ -21,6 +21,9 @@ public sealed class RedistributionEdit : WeightEdit
     private readonly double _sinkScale;
     private readonly Range _layers;
     private readonly Dictionary<int, SinkState> _states = [];
+
+    // What may be the first part of another text: the attention call that follows tells.
+    private readonly Dictionary<int, SinkState> _begun = [];
     private SinkState? _current;
     private long _firstRow;
 
@@ -79,6 +82,11 @@ public sealed class RedistributionEdit : WeightEdit
         }
 
         var (batch, queries, keys) = (call.Query.size(0), call.Query.size(2), call.Key.size(2));
+        if (_begun.Remove(call.Site.Layer, out var begun) && queries == keys)
+        {
+            _states[call.Site.Layer] = begun;
+        }
+
         var state = _states.GetValueOrDefault(call.Site.Layer);
         if (state is null || state.Batch != batch)
         {
@@ -287,17 +295,28 @@ public sealed class RedistributionEdit : WeightEdit
 
             var known = edit._states.GetValueOrDefault(site.Layer);
             var tokens = states.shape[1];
-            // A prompt holds the picture; what is shorter than the prompt goes on with it, and after it nothing is a sink.
+            // A prompt holds the picture; what is shorter than the prompt goes on with it or begins another one, and after it nothing is a sink.
             if (known is null || tokens >= layout.Length || known.Batch != states.shape[0])
             {
                 edit._states[site.Layer] = known = new((int)states.shape[0]);
             }
 
-            if (known.Seen < layout.Length)
+            var begins = FirstPosition == 0 && known.Seen > 0;
+            if (begins || known.Seen < layout.Length)
             {
                 using var scope = NewDisposeScope();
                 using var still = no_grad();
-                known.Add(SinkMask.FromMassiveDimensions(states.detach(), edit._dimensions, edit._threshold).IsSink);
+                var isSink = SinkMask.FromMassiveDimensions(states.detach(), edit._dimensions, edit._threshold).IsSink;
+                if (begins)
+                {
+                    edit._begun[site.Layer] = new(known.Batch);
+                    edit._begun[site.Layer].Add(isSink);
+                }
+
+                if (known.Seen < layout.Length)
+                {
+                    known.Add(isSink);
+                }
             }
 
             return states;

@@ -69,4 +69,14 @@ public sealed class Browser : IAsyncLifetime
         await page.Locator(ready).First.WaitForAsync();
         return (page, complaints);
     }
+
+    /// <summary>What every canvas of a page shows.</summary>
+    public static async Task<string[]> PicturesAsync(IPage page) => await page.EvaluateAsync<string[]>("[...document.querySelectorAll('canvas')].map(canvas => canvas.toDataURL())");
+
+    /// <summary>How many pixels of a page's width lie beyond the screen.</summary>
+    public static async Task<int> OverhangAsync(IPage page) => await page.EvaluateAsync<int>("document.documentElement.scrollWidth - document.documentElement.clientWidth");
+
+    /// <summary>How light a page's background is, 0 to 255.</summary>
+    public static async Task<double> LightnessAsync(IPage page) =>
+        await page.EvaluateAsync<double>("getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).slice(0, 3).reduce((sum, part) => sum + +part, 0) / 3");
 }

@@ -26,8 +26,8 @@ internal static partial class HeedCommand
             DrawCommand.Create(),
             RankCommand.Create(),
             SearchCommand.Create(),
-            AttentionCommand.Create(),
-            EditsCommand.Create(),
+            ListingCommands.Attention(),
+            ListingCommands.Edits(),
             PapersCommand.Create(),
         };
         root.SetAction(result => new HelpAction().Invoke(result));

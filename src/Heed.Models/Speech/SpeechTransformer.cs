@@ -65,7 +65,7 @@ public sealed class SpeechTransformer : nn.Module<Tensor, Tensor, Tensor>
         using var scope = NewDisposeScope();
         var frames = (features.shape[1] + Configuration.FramesPerState - 1) / Configuration.FramesPerState;
         var earlier = Hooks.Layout;
-        Hooks.Layout = new(new TokenSpan(TokenKind.Audio, 0, frames));
+        (Hooks.Layout, Hooks.FirstPosition) = (new(new TokenSpan(TokenKind.Audio, 0, frames)), 0);
         try
         {
             var states = model.Encode(features, lengths);
@@ -90,6 +90,7 @@ public sealed class SpeechTransformer : nn.Module<Tensor, Tensor, Tensor>
         var earlier = state?.Cache.Length ?? 0;
         CheckTokens(encoded, tokens, earlier, occlusion);
         using var scope = NewDisposeScope();
+        Hooks.FirstPosition = earlier;
         return model.Decode(encoded, tokens, earlier, state, occlusion).MoveToOuterDisposeScope();
     }
 

@@ -7,13 +7,13 @@ namespace Heed.Edits;
 /// <param name="Layers">The layers; null: all.</param>
 /// <param name="Scale">What the states are multiplied by; 0 ablates them.</param>
 /// <param name="Vector">What is added after that, <c>[C]</c> or anything that broadcasts to the states; null: nothing. Borrowed: it must live as long as the edit.</param>
-/// <param name="Positions">The tokens of a call, negative ones counted from the end (-1: the last); those that a call lacks are passed over. Null: all.</param>
+/// <param name="Positions">The tokens, counted from the start of the sequence, or negative from the end of what the model reads at once (-1: its last); those that a call lacks are passed over. Null: all.</param>
 public sealed record StreamChange(
     StreamPoint Point, IReadOnlyList<int>? Layers = null, double Scale = 1, Tensor? Vector = null, IReadOnlyList<long>? Positions = null);
 
 /// <summary>Scales, shifts or ablates hidden states of a trained model: the residual stream, what attention or the feed-forward part adds to it, or a hidden layer. Differentiable.</summary>
 /// <remarks>Removing a circuit is a scale of zero at <see cref="StreamPoint.AttentionOutput"/> or <see cref="StreamPoint.FeedForwardOutput"/>: see <see cref="Ablate"/>. Adding a vector to
-/// <see cref="StreamPoint.BlockOutput"/> steers. Positions are those of a call: with a cache, a call of generation holds the new token alone.</remarks>
+/// <see cref="StreamPoint.BlockOutput"/> steers. In generation with a cache a position counts once, when its token is read, and -1 is every token that is read.</remarks>
 public sealed class StreamEdit : StreamHook
 {
     private readonly StreamChange[] _changes;
@@ -83,7 +83,7 @@ public sealed class StreamEdit : StreamHook
         {
             if (ActsAt(change, site))
             {
-                changed = Apply(change, site, changed);
+                changed = Apply(change, site, changed, FirstPosition);
             }
         }
 
@@ -92,7 +92,7 @@ public sealed class StreamEdit : StreamHook
 
     private static bool ActsAt(StreamChange change, StreamSite site) => change.Point == site.Point && (change.Layers is null || change.Layers.Contains(site.Layer));
 
-    private static Tensor Apply(StreamChange change, StreamSite site, Tensor states)
+    private static Tensor Apply(StreamChange change, StreamSite site, Tensor states, long first)
     {
         using TorchSharp.Scalar scale = change.Scale;
         // Zero times infinity is no number: what is removed is removed, whatever it was.
@@ -116,9 +116,10 @@ public sealed class StreamEdit : StreamHook
         var chosen = new bool[tokens];
         foreach (var position in positions)
         {
-            if (position >= -tokens && position < tokens)
+            var at = position < 0 ? position + tokens : position - first;
+            if (at >= 0 && at < tokens)
             {
-                chosen[position < 0 ? position + tokens : position] = true;
+                chosen[at] = true;
             }
         }
 

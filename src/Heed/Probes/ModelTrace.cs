@@ -49,7 +49,7 @@ public sealed record ModelTraceRequest
     /// <summary>Query rows of scores and weights, negative ones counted from the end; null: all.</summary>
     public IReadOnlyList<long>? Rows { get; init; }
 
-    /// <summary>The most bytes that the trace may take at any time: what it keeps, and what it computes maps with.</summary>
+    /// <summary>The most bytes that the trace may take at any time: what it keeps, what it computes maps with, and 1/64 for what tensors cost beside their elements.</summary>
     public long Budget { get; init; } = 256L << 20;
 }
 
@@ -79,6 +79,9 @@ public sealed class ModelTrace : IDisposable
 {
     // Computing a part of a map holds so many tensors of the part's size: products, scores, masks, weights.
     private const int Workspace = 10;
+
+    // What tensors cost beside their elements: headers, whole pages, handles until they are collected. Measured: 1/300.
+    private const long Beside = 64;
 
     // Larger parts are no faster.
     private const long MostWorkspace = 8L << 20;
@@ -176,6 +179,9 @@ public sealed class ModelTrace : IDisposable
     /// <inheritdoc/>
     public void Dispose() => Clear();
 
+    /// <summary>Bytes that are left.</summary>
+    private long Free => Request.Budget - (Request.Budget / Beside) - Bytes;
+
     private bool Wants(int layer) => Request.Layers is null || Request.Layers.Contains(layer);
 
     private Tensor Find(int layer, string what, string? site)
@@ -204,7 +210,7 @@ public sealed class ModelTrace : IDisposable
 
         _leftOut.RemoveAll(item => item.Layer == layer && item.Site == site && item.What == what);
         var entry = new TraceItem(layer, site, what, bytes);
-        if (Bytes + bytes + workspace > Request.Budget)
+        if (bytes + workspace > Free)
         {
             _leftOut.Add(entry);
             return;
@@ -226,7 +232,7 @@ public sealed class ModelTrace : IDisposable
         var perRow = batch * heads * keys * call.Query.ElementSize;
         // Keys are written out for every query head, in the query's type.
         var repeated = call.Key.size(1) == allHeads && call.Key.dtype == call.Query.dtype ? 0 : batch * allHeads * keys * call.Query.size(3) * call.Query.ElementSize;
-        var room = Math.Min(MostWorkspace, Request.Budget - Bytes - (rows.Length * perRow) - repeated);
+        var room = Math.Min(MostWorkspace, Free - (rows.Length * perRow) - repeated);
         var count = Math.Clamp(room / Math.Max(1, Workspace * perRow), 1, Math.Max(1, rows.Length));
         Keep(call.Site.Layer, call.Site.Name, part.ToString(), rows.Length * perRow, (count * Workspace * perRow) + repeated, () =>
         {

@@ -138,6 +138,20 @@ public sealed class ReportPageTests(Browser browser) : IClassFixture<Browser>, I
         Assert.Contains("before the edit", await page.InnerTextAsync("#facts"), StringComparison.Ordinal);
         await Until(page, "document.getElementById('map-before').width > 8 && document.getElementById('map').width > 8");
         Assert.NotEqual(await page.EvaluateAsync<string>("document.getElementById('map').toDataURL()"), await page.EvaluateAsync<string>("document.getElementById('map-before').toDataURL()"));
+        // Beside each other, at the same height and as large; pointing at either tells the weights of both.
+        var (left, right) = ((await page.Locator("#map-before").BoundingBoxAsync())!, (await page.Locator("#map").BoundingBoxAsync())!);
+        Assert.Equal(right.Y, left.Y, 1f);
+        Assert.Equal(right.Width, left.Width, 1f);
+        Assert.True(left.X + left.Width < right.X && right.X + right.Width < 1440);
+        Assert.False(await page.IsVisibleAsync("#dormant"));
+        foreach (var map in (string[])["#map", "#map-before"])
+        {
+            await page.HoverAsync(map, new() { Position = new() { X = 2, Y = left.Width - 2 } });
+            await page.WaitForSelectorAsync("#pair:has-text('(before: ')");
+            await page.Mouse.MoveAsync(5, 5);
+            await page.WaitForSelectorAsync("#pair:empty", new() { State = Microsoft.Playwright.WaitForSelectorState.Attached });
+        }
+
         await page.ClickAsync("[data-mode=change]");
         await Until(page, "document.querySelector(\".t[data-i='40']\").style.backgroundColor !== ''");
         Assert.True(await Alpha(page, 50) > 0);

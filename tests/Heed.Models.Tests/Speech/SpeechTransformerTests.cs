@@ -119,6 +119,20 @@ public sealed class SpeechTransformerTests
     }
 
     [Fact]
+    public void Streams_are_edited_at_their_positions_token_by_token_as_in_the_whole_text()
+    {
+        using var scope = NewDisposeScope();
+        using var still = no_grad();
+        using var model = Make();
+        var encoded = model.Encode(randn(1, 30, 6));
+        var text = tensor(new long[,] { { 1, 4, 5, 2 } });
+        using var installed = model.Hooks.Install(new StreamEdit(new StreamChange(StreamPoint.AttentionOutput, [0], -2, Positions: [0, 2])));
+        var whole = model.Decode(encoded, text);
+        using var state = model.Start(encoded);
+        Close(whole, cat([.. Enumerable.Range(0, 4).Select(at => model.Decode(encoded, text.narrow(1, at, 1), state))], 1), 1e-5);
+    }
+
+    [Fact]
     public void A_text_is_written_greedily_and_no_worse_with_beams()
     {
         using var scope = NewDisposeScope();

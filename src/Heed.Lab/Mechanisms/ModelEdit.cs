@@ -10,8 +10,11 @@ namespace Heed.Lab.Mechanisms;
 /// <param name="Heads">Query heads of a layer.</param>
 public sealed record EditTarget(AttentionHooks Hooks, int Layers, int Heads)
 {
-    /// <summary>The vision-language model whose decoder this is; null: it reads texts alone.</summary>
+    /// <summary>The vision-language model whose decoder this is; null: it is none.</summary>
     public VisionLanguageModel? Pictures { get; init; }
+
+    /// <summary>Heads of every layer, where they differ; null: <see cref="Heads"/> in each.</summary>
+    public IReadOnlyList<int>? HeadsOfLayers { get; init; }
 
     /// <summary>Whether edits change the map itself, so that probes see it edited. Slower.</summary>
     public bool Materialize { get; init; }
@@ -113,10 +116,16 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
                 var number = place == "*" ? 0 : int.Parse(place, CultureInfo.InvariantCulture);
                 return place == "*" ? Enumerable.Range(0, count)
                     : number < count ? [number]
-                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and the model's {what}s are 0 to {count - 1}{(file is null ? "" : $": {file} is of another model")}.");
+                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and {(count == 0 ? $"there is no {what}" : $"the model's {what}s are 0 to {count - 1}")}{(file is null ? "" : $": {file} is of another model")}.");
             }
 
-            return [.. parts.SelectMany(part => Places(part[0], target.Layers, "layer").SelectMany(layer => Places(part[1], target.Heads, "head").Select(head => (layer, head)))).Distinct()];
+            int HeadsOf(int layer) => target.HeadsOfLayers?[layer] ?? target.Heads;
+            (int, int)[] chosen =
+            [
+                .. parts.SelectMany(part => Places(part[0], target.Layers, "layer").Where(layer => part[0] != "*" || HeadsOf(layer) > 0)
+                    .SelectMany(layer => Places(part[1], HeadsOf(layer), "head").Select(head => (layer, head)))).Distinct(),
+            ];
+            return chosen.Length > 0 ? chosen : throw new ArgumentException($"'{specification.Name}' changes heads of attention, and the model has none.");
         };
     }
 

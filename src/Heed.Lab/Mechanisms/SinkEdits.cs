@@ -10,7 +10,7 @@ internal static class SinkEdits
     {
         var heads = ModelEdit.Heads(specification, "heads", "*.*");
         var sink = specification.Integer("sink", 0, 0);
-        return target => target.Hooks.Install(new MoveToSink(heads(target), sink));
+        return target => target.Hooks.Install(new MoveToSink(heads(target), sink) { Materialize = target.Materialize });
     }
 
     public static Func<EditTarget, IDisposable> DormantHeadsFound(Specification specification)

@@ -4,8 +4,8 @@ using static TorchSharp.torch;
 namespace Heed.Edits;
 
 /// <summary>Makes chosen heads put all their attention on one token, normally the first (arXiv 2410.13835): every row's output becomes the sink's value. Where a head is dormant this changes little. Calls stay fused, for no map is
-/// needed; differentiable.</summary>
-/// <remarks>Probes see the weights as they were. Every row moves, those before the sink and those whose window does not reach it included; with padding, every batch item's own first key is the sink.</remarks>
+/// needed, unless <see cref="Materialize"/> asks for it; differentiable.</summary>
+/// <remarks>Probes see the weights as they were, or moved with <see cref="Materialize"/>. Every row moves, those before the sink and those whose window does not reach it included; with padding, every batch item's own first key is the sink.</remarks>
 public sealed class MoveToSink : AttentionHook
 {
     private readonly (int Layer, int Head)[] _heads;
@@ -25,6 +25,9 @@ public sealed class MoveToSink : AttentionHook
             throw new ArgumentException($"Layers, heads and the sink ({sink}) are counted from 0.", nameof(heads));
         }
     }
+
+    /// <summary>Whether the map itself is edited, so that probes see it edited. Costs the map: O(Nq Nk) memory per call.</summary>
+    public bool Materialize { get; init; }
 
     /// <summary>The same on maps.</summary>
     /// <param name="weights"><c>[B, H, Nq, Nk]</c>.</param>
@@ -49,7 +52,18 @@ public sealed class MoveToSink : AttentionHook
     }
 
     /// <inheritdoc/>
-    public override AttentionStages StagesAt(AttentionSite site) => Array.Exists(_heads, head => head.Layer == site.Layer) ? AttentionStages.Output : AttentionStages.None;
+    public override AttentionStages StagesAt(AttentionSite site) => !Array.Exists(_heads, head => head.Layer == site.Layer) ? AttentionStages.None : Materialize ? AttentionStages.Weights : AttentionStages.Output;
+
+    /// <inheritdoc/>
+    /// <exception cref="ArgumentException">The layer has no such head, or the call has no such key or is packed.</exception>
+    public override Tensor OnWeights(AttentionCall call, Tensor weights)
+    {
+        ArgumentNullException.ThrowIfNull(call);
+        ArgumentNullException.ThrowIfNull(weights);
+        using var scope = NewDisposeScope();
+        var moved = Apply(weights, Chosen(call, (int)weights.shape[1]), _sink);
+        return (Rows(call) is { } rows ? where(rows, moved, weights) : moved).MoveToOuterDisposeScope();
+    }
 
     /// <inheritdoc/>
     /// <exception cref="ArgumentException">The layer has no such head, or the call has no such key or is packed.</exception>
@@ -57,7 +71,27 @@ public sealed class MoveToSink : AttentionHook
     {
         ArgumentNullException.ThrowIfNull(call);
         ArgumentNullException.ThrowIfNull(output);
-        var (heads, keys) = (output.size(1), call.Value.size(2));
+        using var scope = NewDisposeScope();
+        var heads = output.size(1);
+        var chosen = Chosen(call, (int)heads);
+        var value = call.Value.narrow(2, _sink, 1).to(output.dtype);
+        value = value.shape[1] == heads ? value : value.repeat_interleave(heads / value.shape[1], dim: 1);
+        if (call.Options.Gate is { } gate)
+        {
+            value = value * gate.to(output.dtype);
+        }
+
+        var moved = where(chosen.view(1, -1, 1, 1), value, output);
+        return (Rows(call) is { } rows ? moved * rows.to(output.dtype) : moved).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Rows that are no padding, boolean <c>[B, 1, Nq, 1]</c>; null: all. Those of padding stay zeros.</summary>
+    private static Tensor? Rows(AttentionCall call) => call.Options.QueryLengths is { } lengths
+        ? arange(call.Query.size(2), dtype: int64, device: call.Query.device).view(1, 1, -1, 1).lt(lengths.to(call.Query.device).view(-1, 1, 1, 1)) : null;
+
+    private Tensor Chosen(AttentionCall call, int heads)
+    {
+        var keys = call.Value.size(2);
         var chosen = new bool[heads];
         foreach (var (layer, head) in _heads)
         {
@@ -74,22 +108,6 @@ public sealed class MoveToSink : AttentionHook
                 : $"Packed sequences have a sink each: the edit at the site '{call.Site}' moves attention to one key of a batch item; give the sequences as a batch.");
         }
 
-        using var scope = NewDisposeScope();
-        var value = call.Value.narrow(2, _sink, 1).to(output.dtype);
-        value = value.shape[1] == heads ? value : value.repeat_interleave(heads / value.shape[1], dim: 1);
-        if (call.Options.Gate is { } gate)
-        {
-            value = value * gate.to(output.dtype);
-        }
-
-        var moved = where(tensor(chosen, device: output.device).view(1, -1, 1, 1), value, output);
-        if (call.Options.QueryLengths is { } lengths)
-        {
-            // Rows of padding stay zeros.
-            var row = arange(output.size(2), dtype: int64, device: output.device).view(1, 1, -1, 1);
-            moved = moved * row.lt(lengths.to(output.device).view(-1, 1, 1, 1)).to(output.dtype);
-        }
-
-        return moved.MoveToOuterDisposeScope();
+        return tensor(chosen, device: call.Query.device);
     }
 }

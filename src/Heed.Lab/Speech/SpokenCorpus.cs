@@ -18,7 +18,8 @@ public sealed class SpokenCorpus : IDisposable
     public const int PadToken = 0, StartToken = 1, EndToken = 2;
 
     private static readonly string[] s_special = ["<pad>", "<start>", "<end>"];
-    private static readonly string[] s_voices = ["en-us", "en-us+f2", "en", "en+f4", "en-gb-scotland", "en-gb-x-rp+m3"];
+    // None of the variants that breathe (f2, f3, f5 ...): the synthesiser starts their noise from memory that nobody wrote, and every process hears another.
+    private static readonly string[] s_voices = ["en-us", "en-us+f1", "en", "en+f4", "en-gb-scotland", "en-gb-x-rp+m3"];
 
     /// <summary>The text of every token.</summary>
     public static IReadOnlyList<string> Vocabulary { get; } = [.. s_special, .. CommandGrammar.Words];

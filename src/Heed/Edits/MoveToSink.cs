@@ -5,26 +5,32 @@ namespace Heed.Edits;
 
 /// <summary>Makes chosen heads put all their attention on one token, normally the first (arXiv 2410.13835): every row's output becomes the sink's value. Where a head is dormant this changes little. Calls stay fused, for no map is
 /// needed; differentiable.</summary>
-/// <remarks>Probes see the weights as they were. Every row moves, those before the sink and those whose window does not reach it included; with padding, every batch item's own first key is the sink.</remarks>
+/// <remarks>Probes see the weights as they were, unless <see cref="Materialize"/> is set. Every row moves, those before the sink and those whose window does not reach it included; with padding, every batch item's own first key is
+/// the sink.</remarks>
 public sealed class MoveToSink : AttentionHook
 {
     private readonly (int Layer, int Head)[] _heads;
     private readonly long _sink;
+    private readonly AttentionKind? _kind;
 
     /// <summary>Initializes the edit.</summary>
     /// <param name="heads">Layer and query head of each.</param>
     /// <param name="sink">The key that gets all attention.</param>
+    /// <param name="kind">The kind of attention that moves; null: every kind.</param>
     /// <exception cref="ArgumentException">A number is negative.</exception>
-    public MoveToSink(IEnumerable<(int Layer, int Head)> heads, long sink = 0)
+    public MoveToSink(IEnumerable<(int Layer, int Head)> heads, long sink = 0, AttentionKind? kind = null)
     {
         ArgumentNullException.ThrowIfNull(heads);
         _heads = [.. heads];
-        _sink = sink;
+        (_sink, _kind) = (sink, kind);
         if (sink < 0 || _heads.Any(head => head.Layer < 0 || head.Head < 0))
         {
             throw new ArgumentException($"Layers, heads and the sink ({sink}) are counted from 0.", nameof(heads));
         }
     }
+
+    /// <summary>Whether the map itself is edited, so that probes see it edited. Costs the map: O(Nq Nk) memory per call.</summary>
+    public bool Materialize { get; init; }
 
     /// <summary>The same on maps.</summary>
     /// <param name="weights"><c>[B, H, Nq, Nk]</c>.</param>
@@ -49,7 +55,19 @@ public sealed class MoveToSink : AttentionHook
     }
 
     /// <inheritdoc/>
-    public override AttentionStages StagesAt(AttentionSite site) => Array.Exists(_heads, head => head.Layer == site.Layer) ? AttentionStages.Output : AttentionStages.None;
+    public override AttentionStages StagesAt(AttentionSite site) =>
+        !Array.Exists(_heads, head => ActsAt(head.Layer, site)) ? AttentionStages.None : Materialize ? AttentionStages.Weights : AttentionStages.Output;
+
+    /// <inheritdoc/>
+    /// <exception cref="ArgumentException">The layer has no such head, or the call has no such key or is packed.</exception>
+    public override Tensor OnWeights(AttentionCall call, Tensor weights)
+    {
+        ArgumentNullException.ThrowIfNull(call);
+        ArgumentNullException.ThrowIfNull(weights);
+        var chosen = Chosen(call, weights.size(1));
+        using var scope = NewDisposeScope();
+        return WithoutPadding(call, Apply(weights, tensor(chosen, device: weights.device), _sink)).MoveToOuterDisposeScope();
+    }
 
     /// <inheritdoc/>
     /// <exception cref="ArgumentException">The layer has no such head, or the call has no such key or is packed.</exception>
@@ -57,23 +75,8 @@ public sealed class MoveToSink : AttentionHook
     {
         ArgumentNullException.ThrowIfNull(call);
         ArgumentNullException.ThrowIfNull(output);
-        var (heads, keys) = (output.size(1), call.Value.size(2));
-        var chosen = new bool[heads];
-        foreach (var (layer, head) in _heads)
-        {
-            if (layer == call.Site.Layer)
-            {
-                chosen[head] = head < heads ? true : throw new ArgumentException($"The site '{call.Site}' has heads 0 to {heads - 1}; the edit moves head {head}.");
-            }
-        }
-
-        if (_sink >= keys || call.Options.QueryOffsets is not null)
-        {
-            throw new ArgumentException(call.Options.QueryOffsets is null
-                ? $"The call at the site '{call.Site}' has keys 0 to {keys - 1}; the edit moves attention to key {_sink}."
-                : $"Packed sequences have a sink each: the edit at the site '{call.Site}' moves attention to one key of a batch item; give the sequences as a batch.");
-        }
-
+        var heads = output.size(1);
+        var chosen = Chosen(call, heads);
         using var scope = NewDisposeScope();
         var value = call.Value.narrow(2, _sink, 1).to(output.dtype);
         value = value.shape[1] == heads ? value : value.repeat_interleave(heads / value.shape[1], dim: 1);
@@ -82,14 +85,37 @@ public sealed class MoveToSink : AttentionHook
             value = value * gate.to(output.dtype);
         }
 
-        var moved = where(tensor(chosen, device: output.device).view(1, -1, 1, 1), value, output);
-        if (call.Options.QueryLengths is { } lengths)
+        return WithoutPadding(call, where(tensor(chosen, device: output.device).view(1, -1, 1, 1), value, output)).MoveToOuterDisposeScope();
+    }
+
+    /// <summary>Rows of padding stay zeros.</summary>
+    private static Tensor WithoutPadding(AttentionCall call, Tensor moved)
+    {
+        if (call.Options.QueryLengths is not { } lengths)
         {
-            // Rows of padding stay zeros.
-            var row = arange(output.size(2), dtype: int64, device: output.device).view(1, 1, -1, 1);
-            moved = moved * row.lt(lengths.to(output.device).view(-1, 1, 1, 1)).to(output.dtype);
+            return moved;
         }
 
-        return moved.MoveToOuterDisposeScope();
+        var row = arange(moved.size(2), dtype: int64, device: moved.device).view(1, 1, -1, 1);
+        return moved * row.lt(lengths.to(moved.device).view(-1, 1, 1, 1)).to(moved.dtype);
+    }
+
+    private bool ActsAt(int layer, AttentionSite site) => layer == site.Layer && (_kind is null || _kind == site.Kind);
+
+    private bool[] Chosen(AttentionCall call, long heads)
+    {
+        var chosen = new bool[heads];
+        foreach (var (layer, head) in _heads)
+        {
+            if (ActsAt(layer, call.Site))
+            {
+                chosen[head] = head < heads ? true : throw new ArgumentException($"The site '{call.Site}' has heads 0 to {heads - 1}; the edit moves head {head}.");
+            }
+        }
+
+        var keys = call.Value.size(2);
+        return _sink < keys && call.Options.QueryOffsets is null ? chosen : throw new ArgumentException(call.Options.QueryOffsets is null
+            ? $"The call at the site '{call.Site}' has keys 0 to {keys - 1}; the edit moves attention to key {_sink}."
+            : $"Packed sequences have a sink each: the edit at the site '{call.Site}' moves attention to one key of a batch item; give the sequences as a batch.");
     }
 }

@@ -100,7 +100,7 @@ public sealed class SpeechTests
         pretrained.Model.eval();
         var random = new Random(2);
         var sound = new Waveform([.. Enumerable.Range(0, 16_000).Select(_ => (float)random.NextDouble() - 0.5f)], 16_000);
-        var inspection = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 12, EncoderMasks = 15 }, TestContext.Current.CancellationToken);
+        var inspection = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 12, EncoderMasks = 15 }, cancellation: TestContext.Current.CancellationToken);
         var (tokens, states) = (inspection.Tokens.Count, inspection.States);
         Assert.Equal((100, 40, 25), (inspection.Frames, inspection.Bins, states));
         Assert.Equal(4, inspection.Heads.Count);
@@ -117,7 +117,7 @@ public sealed class SpeechTests
         SpeechInspectionReport.Write(inspection, page);
         Assert.Contains("\"state_seconds\":0.04", System.Text.Encoding.UTF8.GetString(page.ToArray()), StringComparison.Ordinal);
 
-        var bare = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 0, EncoderMasks = 0 }, TestContext.Current.CancellationToken);
+        var bare = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 0, EncoderMasks = 0 }, cancellation: TestContext.Current.CancellationToken);
         Assert.Null(bare.Saliency);
         Assert.Null(bare.MeanWithInput);
         Assert.Equal(inspection.Text, bare.Text);

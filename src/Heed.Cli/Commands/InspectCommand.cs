@@ -79,9 +79,9 @@ internal static class InspectCommand
             new("vision-language models", "name the folder of one with --model, and a picture with --image", [image, prompt, edit, tokens],
                 result => PretrainedVisionLanguageModel.IsIn(Name(result)), (result, terminal, cancellation) => PictureModel.Inspect(
                     Name(result), result.GetValue(image), result.GetValue(prompt), Tokens(result) ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], Report(result), ForPrograms(result), terminal, cancellation)),
-            new("pictures", "say which with --image FILE or --image N", [image, weights, data], result => result.GetValue(image) is not null || ImageModelCard.IsIn(Name(result)),
+            new("pictures", "say which with --image FILE or --image N", [image, weights, data, edit], result => result.GetValue(image) is not null || ImageModelCard.IsIn(Name(result)),
                 (result, terminal, cancellation) => InspectImage.Run(
-                    new(Chosen(result), result.GetValue(image), result.GetValue(weights), result.GetValue(data), Report(result), ForPrograms(result)), terminal, cancellation)),
+                    new(Chosen(result), result.GetValue(image), result.GetValue(weights), result.GetValue(data), result.GetValue(edit) ?? [], Report(result), ForPrograms(result)), terminal, cancellation)),
             new("texts", "name a model that reads text with --model", [text, tokens, budget, attention, edit], _ => true, (result, terminal, cancellation) => InspectText.Run(
                 new(Name(result), result.GetValue(text), Report(result), ForPrograms(result)),
                 new() { Tokens = Tokens(result), MapBudget = Budget(result), Attention = result.GetValue(attention), Edits = result.GetValue(edit) ?? [] }, terminal, cancellation)),

@@ -1,6 +1,7 @@
 using System.Globalization;
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
+using Heed.Lab.Mechanisms;
 using Heed.Models;
 using Heed.Models.Images;
 using Spectre.Console;
@@ -19,18 +20,21 @@ internal static class InspectImage
     /// <param name="Image">A file or a number; null: the first picture.</param>
     /// <param name="Weights">A checkpoint; null: none.</param>
     /// <param name="Data">Folder of Fashion-MNIST; null: its package's.</param>
+    /// <param name="Edits">Changes to the model.</param>
     /// <param name="Output">The report.</param>
     /// <param name="Json">Whether to write JSON.</param>
-    internal sealed record Request(string? Model, string? Image, string? Weights, string? Data, string Output, bool Json);
+    internal sealed record Request(string? Model, string? Image, string? Weights, string? Data, IReadOnlyList<string> Edits, string Output, bool Json);
 
     public static int Run(Request request, Terminal terminal, CancellationToken cancellation)
     {
+        var edits = request.Edits.Select(ModelEdit.Parse).ToArray();
         using var scope = NewDisposeScope();
         var (card, loaded) = Load(request, terminal);
         using var model = loaded;
         var suits = card.Task == FashionMnist.Task && FashionMnist.IsInstalled(request.Data);
         var inspection = ImageInspector.Run(
-            model, card, PictureOf(request, card), suits ? FashionMnist.LoadTest(request.Data).Take(FieldPictures) : null, cancellation);
+            model, card, PictureOf(request, card), suits ? FashionMnist.LoadTest(request.Data).Take(FieldPictures) : null,
+            edits.Length == 0 ? null : (string.Join(" ", request.Edits), target => ModelEdit.Apply(edits, target)), cancellation);
         AtomicFile.Write(request.Output, stream => ImageInspectionReport.Write(inspection, stream));
         if (request.Json)
         {
@@ -111,13 +115,22 @@ internal static class InspectImage
 
         inspection.Notices.ToList().ForEach(terminal.Notice);
         var field = inspection.ReceptiveField;
-        terminal.Out.WriteLine($"{inspection.Model} on {inspection.Picture.Source}{(inspection.Picture.Label is { } label ? $" ({inspection.ClassNames[label]})" : "")}: "
-            + string.Join(", ", Enumerable.Range(0, inspection.Probabilities.Count).OrderByDescending(index => inspection.Probabilities[index]).Take(3).Select(index => string.Create(CultureInfo.InvariantCulture, $"{inspection.ClassNames[index]} {100 * inspection.Probabilities[index]:F1}%"))));
+        var name = $"{inspection.Model} on {inspection.Picture.Source}{(inspection.Picture.Label is { } label ? $" ({inspection.ClassNames[label]})" : "")}";
+        if (inspection.Before is { } before)
+        {
+            terminal.Out.WriteLine($"{name}, as trained: {Likeliest(before)}");
+            name = $"with {inspection.Edit}";
+        }
+
+        terminal.Out.WriteLine($"{name}: {Likeliest(inspection)}");
         terminal.Out.WriteLine($"Receptive field: half of the gradient of the centre lies in the middle {field.HalfSide} x {field.HalfSide} of {field.Side} x {field.Side} pixels (mean of {field.Pictures}).");
         terminal.Out.WriteLine($"Report: {path}; open it in a browser.");
     }
 
-    private static object ForPrograms(ImageInspection inspection, string path) => new
+    private static string Likeliest(ImageInspection inspection) => string.Join(", ", Enumerable.Range(0, inspection.Probabilities.Count).OrderByDescending(index => inspection.Probabilities[index]).Take(3)
+        .Select(index => string.Create(CultureInfo.InvariantCulture, $"{inspection.ClassNames[index]} {100 * inspection.Probabilities[index]:F1}%")));
+
+    private static object ForPrograms(ImageInspection inspection, string? path) => new
     {
         inspection.Model,
         inspection.Parameters,
@@ -130,6 +143,8 @@ internal static class InspectImage
         Heads = inspection.Heads.Select(head => new { head.Site, head.Head, head.Side, head.MeanDistance }),
         inspection.Notices,
         inspection.Seconds,
+        inspection.Edit,
+        Before = inspection.Before is { } before ? ForPrograms(before, null) : null,
         Report = path,
     };
 

@@ -56,6 +56,12 @@ public sealed record ImageInspection(
     string Model, long Parameters, double? Accuracy, ImageTask Task, IReadOnlyList<string> ClassNames, InspectedPicture Picture, IReadOnlyList<double> Probabilities, ReceptiveField ReceptiveField,
     IReadOnlyList<InspectedMap> Maps, IReadOnlyList<InspectedImageHead> Heads, IReadOnlyList<string> Notices, double Seconds)
 {
+    /// <summary>The edit that was put into the model, as it was written; null: none.</summary>
+    public string? Edit { get; init; }
+
+    /// <summary>The same picture in the model as it was trained; null where there is no edit.</summary>
+    public ImageInspection? Before { get; init; }
+
     /// <summary>The most probable class.</summary>
     public int Predicted => Enumerable.Range(0, Probabilities.Count).MaxBy(index => Probabilities[index]);
 }

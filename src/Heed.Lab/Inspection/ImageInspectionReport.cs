@@ -22,6 +22,7 @@ public static class ImageInspectionReport
     {
         json.WriteStartObject();
         json.WriteString("generator", ReportPage.Generator);
+        json.WriteString("edit", inspection.Edit);
         json.WriteString("model", inspection.Model);
         json.WriteNumber("parameters", inspection.Parameters);
         ReportPage.Number(json, "accuracy", inspection.Accuracy);
@@ -29,7 +30,22 @@ public static class ImageInspectionReport
         json.WriteNumber("side", inspection.Task.Size);
         json.WriteString("picture", $"data:image/png;base64,{Convert.ToBase64String(PictureFile.Png(inspection.Picture.Pixels, inspection.Task))}");
         json.WriteString("label", inspection.Picture.Label is { } label ? inspection.ClassNames[label] : null);
-        ReportPage.Array(json, "classes", Enumerable.Range(0, inspection.Probabilities.Count).OrderByDescending(index => inspection.Probabilities[index]).Take(10), index =>
+        Seen(json, inspection, inspection);
+        if (inspection.Before is { } before)
+        {
+            json.WriteStartObject("before");
+            Seen(json, before, inspection);
+            json.WriteEndObject();
+        }
+
+        ReportPage.Array(json, "notices", inspection.Notices, json.WriteStringValue);
+        json.WriteEndObject();
+    });
+
+    /// <summary>What the model made of the picture; classes in the order of another look at it.</summary>
+    private static void Seen(Utf8JsonWriter json, ImageInspection inspection, ImageInspection order)
+    {
+        ReportPage.Array(json, "classes", Enumerable.Range(0, inspection.Probabilities.Count).OrderByDescending(index => order.Probabilities[index]).Take(10), index =>
         {
             json.WriteStartObject();
             json.WriteString("name", inspection.ClassNames[index]);
@@ -60,9 +76,7 @@ public static class ImageInspectionReport
             json.WriteBase64String("weights", Rows(head));
             json.WriteEndObject();
         });
-        ReportPage.Array(json, "notices", inspection.Notices, json.WriteStringValue);
-        json.WriteEndObject();
-    });
+    }
 
     private static void Map(Utf8JsonWriter json, int height, int width, float[] values, float minimum, float maximum)
     {

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using Heed.Lab.Images;
+using Heed.Lab.Mechanisms;
 using Heed.Models.Images;
 using Heed.Probes;
 using static TorchSharp.torch;
@@ -23,9 +24,11 @@ public static class ImageInspector
     /// <param name="card">What it is.</param>
     /// <param name="picture">The picture, as the card's task says.</param>
     /// <param name="others">Pictures over which the receptive field is averaged; null: this one only.</param>
+    /// <param name="edit">An edit and its name: the picture is looked at with and without it; null: none.</param>
     /// <param name="cancellation">Stops between the passes.</param>
-    /// <exception cref="ArgumentException">The picture is not of the task's size.</exception>
-    public static ImageInspection Run(ImageClassifier model, ImageModelCard card, InspectedPicture picture, ImageData? others = null, CancellationToken cancellation = default)
+    /// <exception cref="ArgumentException">The picture is not of the task's size, or the model lacks what the edit names.</exception>
+    public static ImageInspection Run(
+        ImageClassifier model, ImageModelCard card, InspectedPicture picture, ImageData? others = null, (string Name, Func<EditTarget, IDisposable> Apply)? edit = null, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(model);
         ArgumentNullException.ThrowIfNull(card);
@@ -36,9 +39,34 @@ public static class ImageInspector
             throw new ArgumentException($"The picture has {picture.Pixels.Length:N0} values, and the model reads {task.Channels} x {task.Size} x {task.Size}.", nameof(picture));
         }
 
+        var places = new Places();
+        ImageInspection trained;
+        using (model.Hooks.Install(places))
+        using (model.Hooks.Install(places.Streams))
+        {
+            trained = Look(model, card, picture, others, cancellation);
+        }
+
+        if (edit is not { } change)
+        {
+            return trained;
+        }
+
+        if (places.Heads.Count == 0)
+        {
+            throw new ArgumentException($"{card.Model} has no attention and no blocks that show their hidden states, so there is nothing in it for '{change.Name}' to change: leave the edit out, or take a transformer.");
+        }
+
+        using var applied = change.Apply(new(model.Hooks, places.Heads.Count, places.Heads.Max()) { HeadsOfLayers = places.Heads, Materialize = true });
+        return Look(model, card, picture, others, cancellation) with { Edit = change.Name, Before = trained };
+    }
+
+    private static ImageInspection Look(ImageClassifier model, ImageModelCard card, InspectedPicture picture, ImageData? others, CancellationToken cancellation)
+    {
         using var scope = NewDisposeScope();
         var clock = Stopwatch.StartNew();
         model.eval();
+        var task = card.Task;
         var image = card.Scale.Apply(tensor(picture.Pixels).view(1, task.Channels, task.Size, task.Size));
         var notices = new List<string>();
         var (probabilities, maps, heads) = Look(model, image, notices);
@@ -155,6 +183,41 @@ public static class ImageInspector
 
         notices.AddRange(probe.LeftOut.Select(site => $"{site.Name ?? "attention"} has too many positions: its weights are not drawn."));
         return (probabilities, maps, heads);
+    }
+
+    /// <summary>What an edit can name in a model: its layers, and the heads of each.</summary>
+    private sealed class Places : AttentionHook
+    {
+        public Places() => Streams = new Blocks(this);
+
+        public List<int> Heads { get; } = [];
+
+        public StreamHook Streams { get; }
+
+        public override AttentionStages StagesAt(AttentionSite site) => AttentionStages.Map;
+
+        public override void OnMap(AttentionCall call) => Note(call.Site.Layer, (int)call.Query.shape[1]);
+
+        private void Note(int layer, int heads)
+        {
+            while (Heads.Count <= layer)
+            {
+                Heads.Add(0);
+            }
+
+            Heads[layer] = Math.Max(Heads[layer], heads);
+        }
+
+        private sealed class Blocks(Places places) : StreamHook
+        {
+            public override bool ActsAt(StreamSite site)
+            {
+                places.Note(site.Layer, 0);
+                return false;
+            }
+
+            public override Tensor OnStates(StreamSite site, Tensor states) => states;
+        }
     }
 
     /// <summary>Norms of the residual stream over the picture, in which outlier tokens stand out (arXiv 2309.16588).</summary>

@@ -18,8 +18,11 @@ public sealed record EncoderDecoderStacks(int EncoderLayers, int EncoderHeads, i
 /// <param name="Heads">Query heads of a layer; of an encoder-decoder model, the larger of both numbers.</param>
 public sealed record EditTarget(AttentionHooks Hooks, int Layers, int Heads)
 {
-    /// <summary>The vision-language model whose decoder this is; null: it reads texts alone.</summary>
+    /// <summary>The vision-language model whose decoder this is; null: it is none.</summary>
     public VisionLanguageModel? Pictures { get; init; }
+
+    /// <summary>Heads of every layer, where they differ; null: <see cref="Heads"/> in each.</summary>
+    public IReadOnlyList<int>? HeadsOfLayers { get; init; }
 
     /// <summary>Whether edits change the map itself, so that probes see it edited. Slower.</summary>
     public bool Materialize { get; init; }
@@ -134,16 +137,21 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         {
             var isCross = kind == AttentionKind.Cross;
             var layers = !isCross ? target.Layers : target.Stacks?.DecoderLayers
-                ?? throw new ArgumentException($"'{specification.Name}' is to act on cross-attention, and this model has none: leave kind=cross out.");
+                ?? throw new ArgumentException($"'{specification.Name}' is to act on cross-attention, and this model is no encoder-decoder: leave kind=cross out.");
             IEnumerable<int> Places(string place, int count, string what)
             {
                 var number = place == "*" ? 0 : int.Parse(place, CultureInfo.InvariantCulture);
                 return place == "*" ? Enumerable.Range(0, count)
                     : number < count ? [number]
-                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and the model's {what}s{(isCross ? " of cross-attention" : "")} are 0 to {count - 1}{(file is null ? "" : $": {file} is of another model")}.");
+                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and {(count == 0 ? $"there is no {what}" : $"the model's {what}s{(isCross ? " of cross-attention" : "")} are 0 to {count - 1}")}{(file is null ? "" : $": {file} is of another model")}.");
             }
 
-            return [.. parts.SelectMany(part => Places(part[0], layers, "layer").SelectMany(layer => Places(part[1], HeadsOf(specification, target, layer, kind, part[1]), "head").Select(head => (layer, head)))).Distinct()];
+            (int, int)[] chosen =
+            [
+                .. parts.SelectMany(part => Places(part[0], layers, "layer").Select(layer => (Layer: layer, Heads: HeadsOf(specification, target, layer, kind, part[1]))).Where(layer => part[0] != "*" || layer.Heads > 0)
+                    .SelectMany(layer => Places(part[1], layer.Heads, "head").Select(head => (layer.Layer, head)))).Distinct(),
+            ];
+            return chosen.Length > 0 ? chosen : throw new ArgumentException($"'{specification.Name}' changes heads of attention, and the model has none.");
         };
     }
 
@@ -156,7 +164,7 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     {
         if (target.Stacks is not { } stacks)
         {
-            return target.Heads;
+            return target.HeadsOfLayers?[layer] ?? target.Heads;
         }
 
         if (kind == AttentionKind.Cross || layer >= stacks.EncoderLayers)

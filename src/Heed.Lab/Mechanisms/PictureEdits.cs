@@ -63,7 +63,7 @@ internal static class PictureEdits
     }
 
     private static VisionLanguageModel ModelOf(EditTarget target, string name) => target.Pictures
-        ?? throw new ArgumentException($"The edit '{name}' acts on the tokens of a picture, and this model {(target.Stacks is null ? "reads texts alone" : "sees none")}: use a vision-language model (heed train captions) with --image.");
+        ?? throw new ArgumentException($"The edit '{name}' acts on a picture's tokens among those of a text, and this model reads no such thing: use a vision-language model (heed train captions) with --image.");
 
     private sealed class Both(IDisposable first, IDisposable second) : IDisposable
     {

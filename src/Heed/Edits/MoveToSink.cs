@@ -4,9 +4,8 @@ using static TorchSharp.torch;
 namespace Heed.Edits;
 
 /// <summary>Makes chosen heads put all their attention on one token, normally the first (arXiv 2410.13835): every row's output becomes the sink's value. Where a head is dormant this changes little. Calls stay fused, for no map is
-/// needed; differentiable.</summary>
-/// <remarks>Probes see the weights as they were, unless <see cref="Materialize"/> is set. Every row moves, those before the sink and those whose window does not reach it included; with padding, every batch item's own first key is
-/// the sink.</remarks>
+/// needed, unless <see cref="Materialize"/> asks for it; differentiable.</summary>
+/// <remarks>Probes see the weights as they were, or moved with <see cref="Materialize"/>. Every row moves, those before the sink and those whose window does not reach it included; with padding, every batch item's own first key is the sink.</remarks>
 public sealed class MoveToSink : AttentionHook
 {
     private readonly (int Layer, int Head)[] _heads;
@@ -64,9 +63,9 @@ public sealed class MoveToSink : AttentionHook
     {
         ArgumentNullException.ThrowIfNull(call);
         ArgumentNullException.ThrowIfNull(weights);
-        var chosen = Chosen(call, weights.size(1));
         using var scope = NewDisposeScope();
-        return WithoutPadding(call, Apply(weights, tensor(chosen, device: weights.device), _sink)).MoveToOuterDisposeScope();
+        var moved = Apply(weights, Chosen(call, (int)weights.shape[1]), _sink);
+        return (Rows(call) is { } rows ? where(rows, moved, weights) : moved).MoveToOuterDisposeScope();
     }
 
     /// <inheritdoc/>
@@ -75,9 +74,9 @@ public sealed class MoveToSink : AttentionHook
     {
         ArgumentNullException.ThrowIfNull(call);
         ArgumentNullException.ThrowIfNull(output);
-        var heads = output.size(1);
-        var chosen = Chosen(call, heads);
         using var scope = NewDisposeScope();
+        var heads = output.size(1);
+        var chosen = Chosen(call, (int)heads);
         var value = call.Value.narrow(2, _sink, 1).to(output.dtype);
         value = value.shape[1] == heads ? value : value.repeat_interleave(heads / value.shape[1], dim: 1);
         if (call.Options.Gate is { } gate)
@@ -85,25 +84,19 @@ public sealed class MoveToSink : AttentionHook
             value = value * gate.to(output.dtype);
         }
 
-        return WithoutPadding(call, where(tensor(chosen, device: output.device).view(1, -1, 1, 1), value, output)).MoveToOuterDisposeScope();
+        var moved = where(chosen.view(1, -1, 1, 1), value, output);
+        return (Rows(call) is { } rows ? moved * rows.to(output.dtype) : moved).MoveToOuterDisposeScope();
     }
 
-    /// <summary>Rows of padding stay zeros.</summary>
-    private static Tensor WithoutPadding(AttentionCall call, Tensor moved)
-    {
-        if (call.Options.QueryLengths is not { } lengths)
-        {
-            return moved;
-        }
-
-        var row = arange(moved.size(2), dtype: int64, device: moved.device).view(1, 1, -1, 1);
-        return moved * row.lt(lengths.to(moved.device).view(-1, 1, 1, 1)).to(moved.dtype);
-    }
+    /// <summary>Rows that are no padding, boolean <c>[B, 1, Nq, 1]</c>; null: all. Those of padding stay zeros.</summary>
+    private static Tensor? Rows(AttentionCall call) => call.Options.QueryLengths is { } lengths
+        ? arange(call.Query.size(2), dtype: int64, device: call.Query.device).view(1, 1, -1, 1).lt(lengths.to(call.Query.device).view(-1, 1, 1, 1)) : null;
 
     private bool ActsAt(int layer, AttentionSite site) => layer == site.Layer && (_kind is null || _kind == site.Kind);
 
-    private bool[] Chosen(AttentionCall call, long heads)
+    private Tensor Chosen(AttentionCall call, int heads)
     {
+        var keys = call.Value.size(2);
         var chosen = new bool[heads];
         foreach (var (layer, head) in _heads)
         {
@@ -113,9 +106,13 @@ public sealed class MoveToSink : AttentionHook
             }
         }
 
-        var keys = call.Value.size(2);
-        return _sink < keys && call.Options.QueryOffsets is null ? chosen : throw new ArgumentException(call.Options.QueryOffsets is null
-            ? $"The call at the site '{call.Site}' has keys 0 to {keys - 1}; the edit moves attention to key {_sink}."
-            : $"Packed sequences have a sink each: the edit at the site '{call.Site}' moves attention to one key of a batch item; give the sequences as a batch.");
+        if (_sink >= keys || call.Options.QueryOffsets is not null)
+        {
+            throw new ArgumentException(call.Options.QueryOffsets is null
+                ? $"The call at the site '{call.Site}' has keys 0 to {keys - 1}; the edit moves attention to key {_sink}."
+                : $"Packed sequences have a sink each: the edit at the site '{call.Site}' moves attention to one key of a batch item; give the sequences as a batch.");
+        }
+
+        return tensor(chosen, device: call.Query.device);
     }
 }

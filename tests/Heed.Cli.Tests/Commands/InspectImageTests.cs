@@ -28,6 +28,15 @@ public sealed class InspectImageTests : IDisposable
         Assert.Equal(10, json.GetProperty("probabilities").GetArrayLength());
         Assert.Equal(4, json.GetProperty("heads").GetArrayLength());
 
+        var edited = await Shell.RunAsync("inspect", "--model", model, "--image", "4", "--data", data, "--out", report, "--edit", "heads:scale=0.*", "--edit", "ablate:mlp=0");
+        Assert.Equal(("", 0), (edited.Error, edited.Code));
+        Assert.Contains(", as trained: ", edited.Out, StringComparison.Ordinal);
+        Assert.Contains("with heads:scale=0.* ablate:mlp=0: ", edited.Out, StringComparison.Ordinal);
+        var both = JsonDocument.Parse((await Shell.RunAsync("inspect", "--model", model, "--data", data, "--out", report, "--json", "--edit", "ablate:mlp=0")).Out).RootElement;
+        static double[] Probabilities(JsonElement seen) => [.. seen.GetProperty("probabilities").EnumerateArray().Select(one => one.GetProperty("probability").GetDouble())];
+        Assert.Equal(Probabilities(json), Probabilities(both.GetProperty("before")));
+        Assert.NotEqual(Probabilities(json), Probabilities(both));
+
         var compared = await Shell.RunAsync("compare", "--models", "vit:patch=7", "--seconds", "0.1", "--seed", "1", "--parameters", "8000", "--data", data, "--out", At("runs"), "--json");
         Assert.Equal(0, compared.Code);
         Assert.Equal(1, JsonDocument.Parse(compared.Out).RootElement.GetProperty("models").GetArrayLength());

@@ -78,7 +78,7 @@ public sealed class SpeechCommandTests : IDisposable
     [InlineData("keys 0 to 24", "inspect", "--audio", "SOUND", "--model", "MODEL", "--out", "REPORT", "--edit", "move:kind=cross,sink=25")]
     [InlineData("not finite", "inspect", "--audio", "SOUND", "--model", "MODEL", "--out", "REPORT", "--edit", "heads:scale=*.*,by=1e38")]
     [InlineData("token by token", "transcribe", "SOUND", "--model", "MODEL", "--edit", "dormant")]
-    [InlineData("this model sees none", "transcribe", "SOUND", "--model", "MODEL", "--edit", "var")]
+    [InlineData("reads no such thing", "transcribe", "SOUND", "--model", "MODEL", "--edit", "var")]
     [InlineData("say which with --edit", "transcribe", "SOUND", "--model", "MODEL", "--compare")]
     public async Task Edits_that_cannot_be_are_one_sentence_and_leave_no_report(string sentence, params string[] arguments)
     {

@@ -18,35 +18,41 @@ public sealed class AnswerReportPageTests(Browser browser) : IClassFixture<Brows
     {
         var inspection = Inspection(heads: 4);
         var (page, complaints) = await Open(inspection);
-        // The picture, eight heads, and two layers of the encoder, of which no two look alike.
+        // The picture, eight heads as trained and with the edit, and two layers of the encoder, of which no two look alike.
         var first = await Browser.PicturesAsync(page);
-        Assert.Equal(11, first.Length);
-        Assert.Equal(11, first.Distinct().Count());
+        Assert.Equal(19, first.Length);
+        Assert.Equal(19, first.Distinct().Count());
         Assert.Equal(["as trained", "var:keep=0.5"], await page.Locator(".run b").AllInnerTextsAsync());
         Assert.Equal(["a", "red", "ball", "a", "blue", "ball"], await page.Locator(".said button").AllInnerTextsAsync());
         Assert.Equal(["blue"], await page.Locator(".said button.changed").AllInnerTextsAsync());
-        Assert.Equal(Shares(inspection, 0, 0), await page.Locator("#heads figcaption").AllInnerTextsAsync());
+        Assert.Equal(Shares(inspection, 0), await page.Locator("#heads figcaption").AllInnerTextsAsync());
+        var (left, right) = ((await page.Locator("[aria-label='layer 1, head 2, as trained']").BoundingBoxAsync())!, (await page.Locator("[aria-label='layer 1, head 2, var:keep=0.5']").BoundingBoxAsync())!);
+        Assert.Equal(left.Y, right.Y);
+        Assert.True(left.X + left.Width < right.X);
 
         // The second word, and the word that the edit put in its place.
         await page.ClickAsync(".said button:text-is('red')");
         var trained = await Browser.PicturesAsync(page);
         Assert.Equal("Word 2, “red”: mean of all heads", await page.InnerTextAsync("#place"));
-        Assert.Equal(Shares(inspection, 0, 1), await page.Locator("#heads figcaption").AllInnerTextsAsync());
+        Assert.Equal(Shares(inspection, 1), await page.Locator("#heads figcaption").AllInnerTextsAsync());
         await page.ClickAsync(".said button:text-is('blue')");
         var edited = await Browser.PicturesAsync(page);
         Assert.Equal("Word 2, “blue”: mean of all heads", await page.InnerTextAsync("#place"));
-        Assert.Equal(Shares(inspection, 1, 1), await page.Locator("#heads figcaption").AllInnerTextsAsync());
+        Assert.Equal(Shares(inspection, 1), await page.Locator("#heads figcaption").AllInnerTextsAsync());
         Assert.Equal(["blue"], await page.Locator(".said button[aria-pressed=true]").AllInnerTextsAsync());
-        for (var i = 0; i < 9; i++)
+        for (var i = 0; i < 17; i++)
         {
             Assert.NotEqual(first[i], trained[i]);
-            Assert.NotEqual(trained[i], edited[i]);
         }
+
+        // The heads show both; the large picture the one that is chosen.
+        Assert.NotEqual(trained[0], edited[0]);
+        Assert.Equal(trained[1..], edited[1..]);
 
         Assert.Equal(0, await Browser.OverhangAsync(page));
 
         // What the encoder saw hangs on no word.
-        Assert.Equal(first[9..], edited[9..]);
+        Assert.Equal(first[17..], edited[17..]);
         Assert.Empty(complaints);
     }
 
@@ -55,9 +61,9 @@ public sealed class AnswerReportPageTests(Browser browser) : IClassFixture<Brows
     {
         var (page, complaints) = await Open(Inspection(heads: 4));
         var mean = (await Browser.PicturesAsync(page))[0];
-        await page.ClickAsync("[aria-label='layer 1, head 2']");
+        await page.ClickAsync("[aria-label='layer 1, head 2, as trained']");
         Assert.Equal("Word 1, “a”: layer 1, head 2", await page.InnerTextAsync("#place"));
-        Assert.Equal(1, await page.Locator("figure.chosen [aria-label='layer 1, head 2']").CountAsync());
+        Assert.Equal(1, await page.Locator("figure.chosen [aria-label='layer 1, head 2, as trained'][aria-pressed=true]").CountAsync());
         var head = (await Browser.PicturesAsync(page))[0];
         Assert.NotEqual(mean, head);
 
@@ -75,7 +81,7 @@ public sealed class AnswerReportPageTests(Browser browser) : IClassFixture<Brows
         var bare = await Browser.PicturesAsync(page);
         Assert.NotEqual(marked[0], bare[0]);
         Assert.Equal(marked[1], bare[1]);
-        Assert.NotEqual(marked[5], bare[5]);
+        Assert.NotEqual(marked[9], bare[9]);
         Assert.Equal(["0", "none", "none", "1.25", "1", "6", "0, 21", "9.50"], await page.Locator("#table td").AllInnerTextsAsync());
         await page.ClickAsync("#mean");
         Assert.Equal("Word 1, “a”: mean of all heads", await page.InnerTextAsync("#place"));
@@ -94,10 +100,10 @@ public sealed class AnswerReportPageTests(Browser browser) : IClassFixture<Brows
     {
         const int heads = 32;
         var (page, complaints) = await Open(Inspection(heads));
-        Assert.Equal((2 * heads) + 3, (await Browser.PicturesAsync(page)).Length);
+        Assert.Equal((2 * 2 * heads) + 3, (await Browser.PicturesAsync(page)).Length);
         Assert.Equal(0, await Browser.OverhangAsync(page));
         // The last head of a layer can be brought to sight and chosen.
-        await page.ClickAsync($"[aria-label='layer 1, head {heads - 1}']");
+        await page.ClickAsync($"[aria-label='layer 1, head {heads - 1}, as trained']");
         Assert.Equal($"Word 1, “a”: layer 1, head {heads - 1}", await page.InnerTextAsync("#place"));
         Assert.Empty(complaints);
     }
@@ -160,8 +166,11 @@ public sealed class AnswerReportPageTests(Browser browser) : IClassFixture<Brows
     }
 
     /// <summary>What stands under the heads, as the page writes shares.</summary>
-    private static string[] Shares(AnswerInspection inspection, int run, int word) =>
-        [.. inspection.Runs[run].Words[word].ImageMass.Select(mass => (100 * Math.Round(mass, 4)).ToString(mass < 0.1f ? "F1" : "F0", System.Globalization.CultureInfo.InvariantCulture) + "%")];
+    private static string[] Shares(AnswerInspection inspection, int word)
+    {
+        static string Text(float mass) => (100 * Math.Round(mass, 4)).ToString(mass < 0.1f ? "F1" : "F0", System.Globalization.CultureInfo.InvariantCulture) + "%";
+        return [.. inspection.Runs[0].Words[word].ImageMass.Zip(inspection.Runs[1].Words[word].ImageMass, (before, after) => $"{Text(before)} → {Text(after)}")];
+    }
 
     private static AnswerInspection Inspection(int heads)
     {

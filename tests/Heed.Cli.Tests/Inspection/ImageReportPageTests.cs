@@ -45,6 +45,35 @@ public sealed class ImageReportPageTests(Browser browser) : IClassFixture<Browse
         async Task<string[]> Pictures() => await page.EvaluateAsync<string[]>("[...document.querySelectorAll('figure canvas')].map(c => c.toDataURL())");
     }
 
+    [Fact]
+    public async Task Every_map_before_an_edit_stands_beside_the_one_with_it()
+    {
+        Assert.SkipWhen(browser.Missing is not null, browser.Missing ?? "");
+        var path = Path.Combine(_folder, "edited.html");
+        var before = Inspection();
+        var head = before.Heads[0];
+        await using (var stream = File.Create(path))
+        {
+            ImageInspectionReport.Write(
+                before with { Edit = "heads:scale=0.0", Before = before, Probabilities = [0.4, 0.6, .. new double[8]], Heads = [head with { Weights = [.. head.Weights.Reverse()], MeanDistance = 2.5 }] }, stream);
+        }
+
+        var (page, complaints) = await browser.OpenAsync(path, ready: "body[data-ready=yes]");
+        Assert.Contains("heads:scale=0.0 put into the model", await page.InnerTextAsync("#facts"), StringComparison.Ordinal);
+        Assert.Contains("90% → 60%", await page.InnerTextAsync("#classes"), StringComparison.Ordinal);
+        var pairs = page.Locator("figure .pair");
+        Assert.Equal(4, await pairs.CountAsync());
+        var drawn = await page.EvaluateAsync<string[]>("[...document.querySelectorAll('figure canvas')].map(c => c.toDataURL())");
+        // The maps are the same, the head is not.
+        Assert.All(Enumerable.Range(0, 3), map => Assert.Equal(drawn[2 * map], drawn[(2 * map) + 1]));
+        Assert.NotEqual(drawn[6], drawn[7]);
+        Assert.Contains("distance 1.5 → distance 2.5", await page.InnerTextAsync("figure:has([aria-label^='head 0'])"), StringComparison.Ordinal);
+        var (left, right) = ((await pairs.Nth(3).Locator("canvas").Nth(0).BoundingBoxAsync())!, (await pairs.Nth(3).Locator("canvas").Nth(1).BoundingBoxAsync())!);
+        Assert.Equal(left.Y, right.Y);
+        Assert.True(left.X + left.Width < right.X);
+        Assert.Empty(complaints);
+    }
+
     private static ImageInspection Inspection()
     {
         var values = Enumerable.Range(0, 784).Select(i => i / 784f).ToArray();

@@ -1,5 +1,6 @@
 using Heed.Lab.Images;
 using Heed.Lab.Inspection;
+using Heed.Lab.Mechanisms;
 using Heed.Lab.Tests.Images;
 using Heed.Models.Images;
 using Xunit;
@@ -10,11 +11,56 @@ namespace Heed.Lab.Tests.Inspection;
 public sealed class ImageInspectorTests
 {
     [Fact]
+    public void An_edit_is_looked_at_beside_the_model_as_it_was_trained()
+    {
+        using var scope = NewDisposeScope();
+        using var model = ImageModel.Make("vit:depth=2", FashionMnist.Task);
+        var plain = ImageInspector.Run(model, Card("vit"), Picture(), cancellation: TestContext.Current.CancellationToken);
+        var edit = ModelEdit.Parse("move:heads=1.2,sink=0");
+        var edited = ImageInspector.Run(model, Card("vit"), Picture(), null, ("moved", target => edit(target)), TestContext.Current.CancellationToken);
+        Assert.Equal("moved", edited.Edit);
+        Assert.Equal(plain.Probabilities, edited.Before!.Probabilities);
+        Assert.NotEqual(plain.Probabilities, edited.Probabilities);
+        // The head that was moved looks at the first patch from everywhere, the others of its layer as before.
+        foreach (var (before, after) in edited.Before.Heads.Zip(edited.Heads))
+        {
+            Assert.Equal((before.Site, before.Head), (after.Site, after.Head));
+            if (after is { Site: "blocks.1.attn", Head: 2 })
+            {
+                Assert.All(after.Weights.Chunk(49), row => Assert.Equal(1, row[0]));
+            }
+            else
+            {
+                Assert.All(before.Weights.Zip(after.Weights), pair => Assert.Equal(pair.First, pair.Second, 1e-6f));
+            }
+        }
+
+        Assert.Empty(model.Hooks.Installed);
+        Assert.Empty(model.Hooks.Watchers);
+    }
+
+    [Theory]
+    [InlineData("mlp-mixer:depth=1", "heads:scale=*.*", "the model has none")]
+    [InlineData("mlp-mixer:depth=1", "heads:scale=0.1", "there is no head")]
+    [InlineData("focalnet", "ablate:mlp=0", "no attention and no blocks")]
+    [InlineData("vit:depth=1", "heads:scale=1.0", "names layer 1")]
+    [InlineData("vit:depth=1", "informed", "vision-language model")]
+    public void An_edit_that_the_model_has_no_place_for_is_refused(string name, string text, string sentence)
+    {
+        using var scope = NewDisposeScope();
+        using var model = ImageModel.Make(name, FashionMnist.Task);
+        var edit = ModelEdit.Parse(text);
+        var error = Assert.Throws<ArgumentException>(() => ImageInspector.Run(model, Card(name), Picture(), null, (text, target => edit(target)), TestContext.Current.CancellationToken));
+        Assert.Contains(sentence, error.Message, StringComparison.Ordinal);
+        Assert.Empty(model.Hooks.Installed);
+    }
+
+    [Fact]
     public void Attention_over_the_picture_has_rows_that_sum_to_one()
     {
         using var scope = NewDisposeScope();
         using var model = ImageModel.Make("vit:depth=2", FashionMnist.Task);
-        var inspection = ImageInspector.Run(model, Card("vit"), Picture(), SmallPictures.Data(10, 5).Test, TestContext.Current.CancellationToken);
+        var inspection = ImageInspector.Run(model, Card("vit"), Picture(), SmallPictures.Data(10, 5).Test, null, TestContext.Current.CancellationToken);
         Assert.Equal(8, inspection.Heads.Count);
         Assert.Equal(["blocks.0.attn", "blocks.1.attn"], inspection.Heads.Select(head => head.Site).Distinct());
         Assert.All(inspection.Heads, head =>

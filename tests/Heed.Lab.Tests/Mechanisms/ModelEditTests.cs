@@ -121,10 +121,10 @@ public sealed class ModelEditTests
         Assert.Contains("have 2 and 4 heads", Error("act:layers=0-2", target));
         Assert.Contains("heads are 0 to 1", Error("heads:scale=2.2", target));
         Assert.Contains("token by token", Error("dormant", target));
-        Assert.Contains("this model sees none", Error("var", target));
-        Assert.Contains("this model sees none", Error("informed", target));
-        Assert.Contains("this model has none", Error("heads:scale=0.0,kind=cross", new(new(), 3, 4)));
-        Assert.Contains("this model has none", Error("move:kind=cross", new(new(), 3, 4)));
+        Assert.Contains("reads no such thing", Error("var", target));
+        Assert.Contains("reads no such thing", Error("informed", target));
+        Assert.Contains("this model is no encoder-decoder", Error("heads:scale=0.0,kind=cross", new(new(), 3, 4)));
+        Assert.Contains("this model is no encoder-decoder", Error("move:kind=cross", new(new(), 3, 4)));
         Assert.Contains("self or cross", Error("heads:scale=0.0,kind=joint", target));
         Assert.Empty(target.Hooks.Installed);
         foreach (var text in new[] { "heads:scale=*.*,kind=cross", "heads:scale=1.3,kind=cross", "heads:scale=0.1/2.*", "move:heads=0.0,kind=self" })

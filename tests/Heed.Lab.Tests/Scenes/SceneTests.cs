@@ -187,8 +187,8 @@ public class SceneTests
         var target = new EditTarget(model.Hooks, 3, 2);
         string Error(Action action) => Assert.Throws<ArgumentException>(action).Message;
 
-        Assert.Contains("reads texts alone", Error(() => ModelEdit.Parse("var")(target)), StringComparison.Ordinal);
-        Assert.Contains("reads texts alone", Error(() => ModelEdit.Parse("informed")(target)), StringComparison.Ordinal);
+        Assert.Contains("reads no such thing", Error(() => ModelEdit.Parse("var")(target)), StringComparison.Ordinal);
+        Assert.Contains("reads no such thing", Error(() => ModelEdit.Parse("informed")(target)), StringComparison.Ordinal);
         Assert.Contains("names dimension 99", Error(() => ModelEdit.Parse("var:dims=99")(target with { Pictures = model })), StringComparison.Ordinal);
         Assert.Contains("not 'x'", Error(() => ModelEdit.Parse("var:dims=x")), StringComparison.Ordinal);
         Assert.Contains("from 3 to 2", Error(() => ModelEdit.Parse("var:from=3,to=2")), StringComparison.Ordinal);

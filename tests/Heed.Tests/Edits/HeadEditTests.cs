@@ -32,6 +32,14 @@ public sealed class HeadEditTests : IDisposable
             var expected = matmul(map, value.repeat_interleave(2, dim: 1)) * gate;
             expected[1, .., 4..] = 0;
             Assertions.Close(expected, moved, 1e-12);
+
+            // The form that changes the map, so that probes see it moved, says the same.
+            edit.Dispose();
+            using var seen = new AttentionMapProbe();
+            using var materialized = hooks.Install(new MoveToSink([(2, 1), (2, 3), (1, 0)], sink) { Materialize = true });
+            using var watched = hooks.Install(seen);
+            Assertions.Close(expected, Attention.Compute(query, key, value, options, s_site, hooks), 1e-12);
+            Assertions.Close(map[0], seen[s_site][0], 0);
         }
     }
 

@@ -74,8 +74,8 @@ internal static class InspectCommand
                 };
                 return InspectOnnx.Run(Name(result), request, result.GetValue(save), Report(result), ForPrograms(result), terminal, cancellation);
             }),
-            new("sounds", "say which with --audio FILE", [audio, masks], result => result.GetValue(audio) is not null, (result, terminal, cancellation) => InspectAudio.Run(
-                new(Chosen(result), result.GetValue(audio)!, IsGiven(result, masks) ? result.GetValue(masks) : null, Report(result), ForPrograms(result)), terminal, cancellation)),
+            new("sounds", "say which with --audio FILE", [audio, masks, edit], result => result.GetValue(audio) is not null, (result, terminal, cancellation) => InspectAudio.Run(
+                new(Chosen(result), result.GetValue(audio)!, IsGiven(result, masks) ? result.GetValue(masks) : null, result.GetValue(edit) ?? [], Report(result), ForPrograms(result)), terminal, cancellation)),
             new("vision-language models", "name the folder of one with --model, and a picture with --image", [image, prompt, edit, tokens],
                 result => PretrainedVisionLanguageModel.IsIn(Name(result)), (result, terminal, cancellation) => PictureModel.Inspect(
                     Name(result), result.GetValue(image), result.GetValue(prompt), Tokens(result) ?? PictureModel.DefaultTokens, result.GetValue(edit) ?? [], Report(result), ForPrograms(result), terminal, cancellation)),

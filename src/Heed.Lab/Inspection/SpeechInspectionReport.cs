@@ -1,9 +1,11 @@
 using System.Text.Json;
+using Heed.Models.Speech;
 
 namespace Heed.Lab.Inspection;
 
 /// <summary>Writes a <see cref="SpeechInspection"/> as one HTML page that needs nothing beside itself.</summary>
-/// <remarks>The page is a template (<c>speech-report.html</c>) with one JSON object; maps lie in it as base64 of a byte a value, between the map's smallest and largest.</remarks>
+/// <remarks>The page is a template (<c>speech-report.html</c>) with one JSON object; maps lie in it as base64 of a byte a value, between the map's smallest and largest; a map before and after an edit
+/// lies there on one scale.</remarks>
 public static class SpeechInspectionReport
 {
     /// <summary>Writes the page.</summary>
@@ -32,24 +34,7 @@ public static class SpeechInspectionReport
         ReportPage.Number(json, "state_seconds", inspection.SecondsPerState);
         ReportPage.Number(json, "mean_with_input", inspection.MeanWithInput);
         ReportPage.Number(json, "mean_with_encoder", inspection.MeanWithEncoder);
-        ReportPage.Array(json, "tokens", inspection.Tokens.Zip(inspection.Probabilities), token =>
-        {
-            json.WriteStartObject();
-            json.WriteString("text", token.First);
-            ReportPage.Number(json, "probability", token.Second);
-            json.WriteEndObject();
-        });
-        ReportPage.Array(json, "words", inspection.Words, word =>
-        {
-            json.WriteStartObject();
-            json.WriteString("text", word.Text);
-            json.WriteNumber("token", word.FirstToken);
-            ReportPage.Number(json, "start", word.Start);
-            ReportPage.Number(json, "end", word.End);
-            ReportPage.Number(json, "area_start", word.AreaStart);
-            ReportPage.Number(json, "area_end", word.AreaEnd);
-            json.WriteEndObject();
-        });
+        Text(json, inspection.Tokens, inspection.Probabilities, inspection.Words);
         ReportPage.Array(json, "heads", inspection.Heads, head =>
         {
             json.WriteStartObject();
@@ -67,8 +52,59 @@ public static class SpeechInspectionReport
         Map(json, "pooled", inspection.Pooled);
         Map(json, "encoder", inspection.EncoderSaliency);
         ReportPage.Array(json, "notices", inspection.Notices, json.WriteStringValue);
+        if (inspection.Edited is { } edited)
+        {
+            Edited(json, inspection, edited);
+        }
+
         json.WriteEndObject();
     });
+
+    private static void Text(Utf8JsonWriter json, IReadOnlyList<string> tokens, IReadOnlyList<double> probabilities, IReadOnlyList<TimedWord> words)
+    {
+        ReportPage.Array(json, "tokens", tokens.Zip(probabilities), token =>
+        {
+            json.WriteStartObject();
+            json.WriteString("text", token.First);
+            ReportPage.Number(json, "probability", token.Second);
+            json.WriteEndObject();
+        });
+        ReportPage.Array(json, "words", words, word =>
+        {
+            json.WriteStartObject();
+            json.WriteString("text", word.Text);
+            json.WriteNumber("token", word.FirstToken);
+            ReportPage.Number(json, "start", word.Start);
+            ReportPage.Number(json, "end", word.End);
+            ReportPage.Number(json, "area_start", word.AreaStart);
+            ReportPage.Number(json, "area_end", word.AreaEnd);
+            json.WriteEndObject();
+        });
+    }
+
+    private static void Edited(Utf8JsonWriter json, SpeechInspection inspection, EditedSpeech edited)
+    {
+        json.WriteStartObject("edited");
+        json.WriteString("name", string.Join(" ", edited.Edits));
+        json.WriteString("text", edited.Text);
+        Text(json, edited.Tokens, edited.Probabilities, edited.Words);
+        ReportPage.Array(
+            json, "maps", [(Name: "mean of all heads", Before: inspection.Mean, After: edited.Mean, edited.Moved), .. inspection.Heads.Zip(edited.Heads).Where(pair => pair.Second.Weights is not null)
+                .Select(pair => (Name: $"layer {pair.First.Layer}, head {pair.First.Head}", Before: pair.First.Weights, After: pair.Second.Weights!, pair.Second.Moved))],
+            map =>
+            {
+                // Both on one scale: from nothing to the largest weight of either.
+                var most = map.Before.Concat(map.After).Append(float.Epsilon).Max();
+                json.WriteStartObject();
+                json.WriteString("name", map.Name);
+                ReportPage.Number(json, "moved", map.Moved);
+                ReportPage.Number(json, "most", most);
+                Map(json, "before", map.Before, 0, most);
+                Map(json, "after", map.After, 0, most);
+                json.WriteEndObject();
+            });
+        json.WriteEndObject();
+    }
 
     private static void Map(Utf8JsonWriter json, string name, float[]? values)
     {
@@ -78,7 +114,11 @@ public static class SpeechInspectionReport
             return;
         }
 
-        var (lowest, highest) = (values.Min(), values.Max());
+        Map(json, name, values, values.Min(), values.Max());
+    }
+
+    private static void Map(Utf8JsonWriter json, string name, float[] values, float lowest, float highest)
+    {
         var range = highest - lowest;
         json.WriteBase64String(name, [.. values.Select(value => (byte)(range > 0 ? Math.Round(255 * Math.Clamp((value - lowest) / range, 0, 1)) : 0))]);
     }

@@ -1,13 +1,21 @@
 using System.Globalization;
 using Heed.Edits;
+using Heed.Models.Speech;
 using Heed.Models.VisionLanguage;
 
 namespace Heed.Lab.Mechanisms;
 
+/// <summary>The two stacks of an encoder-decoder model, whose layers are both counted from 0.</summary>
+/// <param name="EncoderLayers">Layers of the encoder.</param>
+/// <param name="EncoderHeads">Query heads of each.</param>
+/// <param name="DecoderLayers">Layers of the decoder, each with self-attention and cross-attention.</param>
+/// <param name="DecoderHeads">Query heads of either.</param>
+public sealed record EncoderDecoderStacks(int EncoderLayers, int EncoderHeads, int DecoderLayers, int DecoderHeads);
+
 /// <summary>The model that an edit is put into.</summary>
 /// <param name="Hooks">Its hooks.</param>
-/// <param name="Layers">Number of attention layers.</param>
-/// <param name="Heads">Query heads of a layer.</param>
+/// <param name="Layers">Number of attention layers; of an encoder-decoder model, the larger of both numbers.</param>
+/// <param name="Heads">Query heads of a layer; of an encoder-decoder model, the larger of both numbers.</param>
 public sealed record EditTarget(AttentionHooks Hooks, int Layers, int Heads)
 {
     /// <summary>The vision-language model whose decoder this is; null: it is none.</summary>
@@ -18,6 +26,21 @@ public sealed record EditTarget(AttentionHooks Hooks, int Layers, int Heads)
 
     /// <summary>Whether edits change the map itself, so that probes see it edited. Slower.</summary>
     public bool Materialize { get; init; }
+
+    /// <summary>Encoder and decoder, where the model has both; null: it is one stack, without cross-attention.</summary>
+    public EncoderDecoderStacks? Stacks { get; init; }
+
+    /// <summary>A speech model, all of it: encoder, decoder and the cross-attention between them.</summary>
+    /// <param name="model">The model.</param>
+    public static EditTarget Of(SpeechTransformer model)
+    {
+        ArgumentNullException.ThrowIfNull(model);
+        var shape = model.Configuration;
+        return new(model.Hooks, Math.Max(shape.EncoderLayers, shape.DecoderLayers), Math.Max(shape.EncoderHeads, shape.DecoderHeads))
+        {
+            Stacks = new(shape.EncoderLayers, shape.EncoderHeads, shape.DecoderLayers, shape.DecoderHeads),
+        };
+    }
 }
 
 /// <summary>A change to a trained model, without training, that <c>--edit NAME:option=value,...</c> names.</summary>
@@ -31,13 +54,13 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     /// <summary>All edits.</summary>
     public static IReadOnlyList<ModelEdit> All { get; } =
     [
-        new("heads", "heads:scale=2.0/2.3,by=0", "multiplies the outputs of heads, written layer.head with / between them, by a factor; 0 removes them", null, ScaledHeads),
+        new("heads", "heads:scale=2.0/2.3,by=0,kind=self|cross", "multiplies the outputs of heads, written layer.head with / between them, by a factor; 0 removes them; of every kind of attention, or of one", null, ScaledHeads),
         new("act", "act:beta=0.4,threshold=0.1,heads=*.*,layers=FIRST-LAST,first=keep", "takes attention off tokens that soak it up, the first such token aside, and gives it to the others; heads as layer.head with / between them, or a file that heed search wrote", "attention-calibration", Calibration),
         new("ablate", "ablate:attention=2/3,mlp=4", "removes what the attention or the feed-forward part of layers adds to the residual stream, layers with / between them", null, Ablation),
         new("stream", "stream:at=output,layers=2/3,scale=1,positions=-1", "scales hidden states (at = input, attention, mlp or output of a block) at some layers and positions, all where none is named", null, Stream),
         new("var", "var:rho=0.5,image=0.2,keep=0.6,from=2,to=LAYERS,dims=BOS,threshold=BY WIDTH", "takes attention off sink tokens and gives it to the rest of the picture, where a head looks at the picture", "visual-attention-sink", PictureEdits.Redistribution),
         new("informed", "informed:alpha=0.7,beta=0.4,local=0.25,spatial=0,tokens=informed,from=2,to=32", "raises the scores of the patches that the encoder finds informative; tokens=all: of all patches by alpha", "imbalanced-attention", PictureEdits.Informed),
-        new("move", "move:heads=*.*,sink=0", "makes heads, written layer.head with / between them, put all their attention on one token", "active-dormant-heads", SinkEdits.MovedHeads),
+        new("move", "move:heads=*.*,sink=0,kind=self|cross", "makes heads, written layer.head with / between them, put all their attention on one token; of every kind of attention, or of one", "active-dormant-heads", SinkEdits.MovedHeads),
         new("dormant", "dormant:do=move,row=0.5,column=0.9", "moves the attention of heads that are dormant on the text to the first token (do=zero: removes them)", "active-dormant-heads", SinkEdits.DormantHeadsFound),
         new("norm", "norm:layer=LAYER,to=100,cosine=0.98", "sets the norm of a layer's feed-forward outputs that point along the first token's", "secondary-sinks", SinkEdits.SteeredNorm),
     ];
@@ -85,8 +108,9 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
     /// <param name="specification">The edit.</param>
     /// <param name="option">The option that lists them.</param>
     /// <param name="fallback">What it is where it is not given.</param>
+    /// <param name="kind">The kind of attention whose heads are meant; null: every kind.</param>
     /// <exception cref="ArgumentException">The option is no such list.</exception>
-    internal static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> Heads(Specification specification, string option, string fallback)
+    internal static Func<EditTarget, IReadOnlyList<(int Layer, int Head)>> Heads(Specification specification, string option, string fallback, AttentionKind? kind = null)
     {
         var text = specification.Text(option) ?? fallback;
         var file = text.EndsWith(HeadList.Extension, StringComparison.OrdinalIgnoreCase) || File.Exists(text) ? text : null;
@@ -111,29 +135,55 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
 
         return target =>
         {
+            var isCross = kind == AttentionKind.Cross;
+            var layers = !isCross ? target.Layers : target.Stacks?.DecoderLayers
+                ?? throw new ArgumentException($"'{specification.Name}' is to act on cross-attention, and this model is no encoder-decoder: leave kind=cross out.");
             IEnumerable<int> Places(string place, int count, string what)
             {
                 var number = place == "*" ? 0 : int.Parse(place, CultureInfo.InvariantCulture);
                 return place == "*" ? Enumerable.Range(0, count)
                     : number < count ? [number]
-                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and {(count == 0 ? $"there is no {what}" : $"the model's {what}s are 0 to {count - 1}")}{(file is null ? "" : $": {file} is of another model")}.");
+                    : throw new ArgumentException($"{option} of '{specification.Name}' names {what} {number}, and {(count == 0 ? $"there is no {what}" : $"the model's {what}s{(isCross ? " of cross-attention" : "")} are 0 to {count - 1}")}{(file is null ? "" : $": {file} is of another model")}.");
             }
 
-            int HeadsOf(int layer) => target.HeadsOfLayers?[layer] ?? target.Heads;
             (int, int)[] chosen =
             [
-                .. parts.SelectMany(part => Places(part[0], target.Layers, "layer").Where(layer => part[0] != "*" || HeadsOf(layer) > 0)
-                    .SelectMany(layer => Places(part[1], HeadsOf(layer), "head").Select(head => (layer, head)))).Distinct(),
+                .. parts.SelectMany(part => Places(part[0], layers, "layer").Select(layer => (Layer: layer, Heads: HeadsOf(specification, target, layer, kind, part[1]))).Where(layer => part[0] != "*" || layer.Heads > 0)
+                    .SelectMany(layer => Places(part[1], layer.Heads, "head").Select(head => (layer.Layer, head)))).Distinct(),
             ];
             return chosen.Length > 0 ? chosen : throw new ArgumentException($"'{specification.Name}' changes heads of attention, and the model has none.");
         };
     }
 
+    /// <summary>The kind of attention that an edit of heads acts on; null: every kind.</summary>
+    /// <param name="specification">The edit.</param>
+    internal static AttentionKind? Kind(Specification specification) => specification.Choice<AttentionKind?>("kind", null, ("self", AttentionKind.Self), ("cross", AttentionKind.Cross));
+
+    // A head that one stack has and the other lacks would stop the model in the middle of its work.
+    private static int HeadsOf(Specification specification, EditTarget target, int layer, AttentionKind? kind, string named)
+    {
+        if (target.Stacks is not { } stacks)
+        {
+            return target.HeadsOfLayers?[layer] ?? target.Heads;
+        }
+
+        if (kind == AttentionKind.Cross || layer >= stacks.EncoderLayers)
+        {
+            return stacks.DecoderHeads;
+        }
+
+        var (least, most) = layer >= stacks.DecoderLayers ? (stacks.EncoderHeads, stacks.EncoderHeads)
+            : (Math.Min(stacks.EncoderHeads, stacks.DecoderHeads), Math.Max(stacks.EncoderHeads, stacks.DecoderHeads));
+        return least == most || (named != "*" && int.Parse(named, CultureInfo.InvariantCulture) < least) ? most : throw new ArgumentException(
+            $"'{specification.Name}' acts on encoder and decoder alike, and their layers have {stacks.EncoderHeads} and {stacks.DecoderHeads} heads: name heads that both have, 0 to {least - 1}, or cross-attention alone where the edit takes kind=cross.");
+    }
+
     private static Func<EditTarget, IDisposable> ScaledHeads(Specification specification)
     {
-        var heads = Heads(specification, "scale", "*.*");
+        var kind = Kind(specification);
+        var heads = Heads(specification, "scale", "*.*", kind);
         var factor = specification.Number("by", 0);
-        return target => target.Hooks.Install(new HeadScaling(heads(target).Select(head => new HeadFactor(head.Layer, head.Head, factor))));
+        return target => target.Hooks.Install(new HeadScaling(heads(target).Select(head => new HeadFactor(head.Layer, head.Head, factor, kind))));
     }
 
     private static Func<EditTarget, IDisposable> Calibration(Specification specification)

@@ -8,16 +8,18 @@ internal static class SinkEdits
 {
     public static Func<EditTarget, IDisposable> MovedHeads(Specification specification)
     {
-        var heads = ModelEdit.Heads(specification, "heads", "*.*");
+        var kind = ModelEdit.Kind(specification);
+        var heads = ModelEdit.Heads(specification, "heads", "*.*", kind);
         var sink = specification.Integer("sink", 0, 0);
-        return target => target.Hooks.Install(new MoveToSink(heads(target), sink) { Materialize = target.Materialize });
+        return target => target.Hooks.Install(new MoveToSink(heads(target), sink, kind) { Materialize = target.Materialize });
     }
 
     public static Func<EditTarget, IDisposable> DormantHeadsFound(Specification specification)
     {
         var action = specification.Choice("do", DormantHeadAction.MoveToSink, ("move", DormantHeadAction.MoveToSink), ("zero", DormantHeadAction.Zero));
         var (row, column) = (specification.Number("row", DormantHeads.RowThreshold), specification.Number("column", DormantHeads.ColumnThreshold));
-        return target => target.Hooks.Install(new DormantHeadEdit(action, row, column));
+        return target => target.Stacks is null ? target.Hooks.Install(new DormantHeadEdit(action, row, column))
+            : throw new ArgumentException($"'{specification.Name}' tells dormant heads by the whole causal map of a text, and this model writes its text token by token while it attends to another sequence: name the heads with move or heads.");
     }
 
     public static Func<EditTarget, IDisposable> SteeredNorm(Specification specification)

@@ -10,16 +10,18 @@ public sealed class MoveToSink : AttentionHook
 {
     private readonly (int Layer, int Head)[] _heads;
     private readonly long _sink;
+    private readonly AttentionKind? _kind;
 
     /// <summary>Initializes the edit.</summary>
     /// <param name="heads">Layer and query head of each.</param>
     /// <param name="sink">The key that gets all attention.</param>
+    /// <param name="kind">The kind of attention that moves; null: every kind.</param>
     /// <exception cref="ArgumentException">A number is negative.</exception>
-    public MoveToSink(IEnumerable<(int Layer, int Head)> heads, long sink = 0)
+    public MoveToSink(IEnumerable<(int Layer, int Head)> heads, long sink = 0, AttentionKind? kind = null)
     {
         ArgumentNullException.ThrowIfNull(heads);
         _heads = [.. heads];
-        _sink = sink;
+        (_sink, _kind) = (sink, kind);
         if (sink < 0 || _heads.Any(head => head.Layer < 0 || head.Head < 0))
         {
             throw new ArgumentException($"Layers, heads and the sink ({sink}) are counted from 0.", nameof(heads));
@@ -52,7 +54,8 @@ public sealed class MoveToSink : AttentionHook
     }
 
     /// <inheritdoc/>
-    public override AttentionStages StagesAt(AttentionSite site) => !Array.Exists(_heads, head => head.Layer == site.Layer) ? AttentionStages.None : Materialize ? AttentionStages.Weights : AttentionStages.Output;
+    public override AttentionStages StagesAt(AttentionSite site) =>
+        !Array.Exists(_heads, head => ActsAt(head.Layer, site)) ? AttentionStages.None : Materialize ? AttentionStages.Weights : AttentionStages.Output;
 
     /// <inheritdoc/>
     /// <exception cref="ArgumentException">The layer has no such head, or the call has no such key or is packed.</exception>
@@ -89,13 +92,15 @@ public sealed class MoveToSink : AttentionHook
     private static Tensor? Rows(AttentionCall call) => call.Options.QueryLengths is { } lengths
         ? arange(call.Query.size(2), dtype: int64, device: call.Query.device).view(1, 1, -1, 1).lt(lengths.to(call.Query.device).view(-1, 1, 1, 1)) : null;
 
+    private bool ActsAt(int layer, AttentionSite site) => layer == site.Layer && (_kind is null || _kind == site.Kind);
+
     private Tensor Chosen(AttentionCall call, int heads)
     {
         var keys = call.Value.size(2);
         var chosen = new bool[heads];
         foreach (var (layer, head) in _heads)
         {
-            if (layer == call.Site.Layer)
+            if (ActsAt(layer, call.Site))
             {
                 chosen[head] = head < heads ? true : throw new ArgumentException($"The site '{call.Site}' has heads 0 to {heads - 1}; the edit moves head {head}.");
             }

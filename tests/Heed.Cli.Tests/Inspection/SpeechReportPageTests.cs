@@ -108,6 +108,90 @@ public sealed class SpeechReportPageTests(Browser browser) : IClassFixture<Brows
         Assert.Empty(complaints);
     }
 
+    [Fact]
+    public async Task With_an_edit_both_texts_and_maps_stand_beside_each_other_on_one_scale()
+    {
+        var (page, complaints) = await Open(Edited(Inspection()));
+        Assert.Equal("With heads:scale=0.1,kind=cross", await page.InnerTextAsync("#editname"));
+        // The six as ever, then map and row of either side.
+        Assert.Equal(10, (await Browser.PicturesAsync(page)).Length);
+        Assert.Equal(["two", "three"], await page.Locator("#sides > div:nth-child(1) button.changed").EvaluateAllAsync<string[]>("all => all.map(b => b.firstChild.textContent)"));
+        Assert.Equal(["four"], await page.Locator("#sides > div:nth-child(2) button.changed").EvaluateAllAsync<string[]>("all => all.map(b => b.firstChild.textContent)"));
+        Assert.Equal(["0.90", "0.80", "0.70", "0.60"], await page.Locator("#sides > div:nth-child(1) small").AllInnerTextsAsync());
+        Assert.Equal(["0.50", "0.40", "0.30"], await page.Locator("#sides > div:nth-child(2) small").AllInnerTextsAsync());
+        Assert.Equal(["mean of all heads", "layer 0, head 0", "layer 0, head 1"], await page.Locator("#head option").AllInnerTextsAsync());
+        Assert.Equal(["Choose a token to see its row by itself.", "Choose a token to see its row by itself."], await page.Locator("#sides figcaption").AllInnerTextsAsync());
+
+        await page.Locator("#sides > div:nth-child(2) button").Nth(1).ClickAsync();
+        Assert.Equal(["two"], await page.Locator("#words button[aria-pressed=true]").AllInnerTextsAsync());
+        var captions = await page.Locator("#sides figcaption").AllInnerTextsAsync();
+        Assert.Contains("token 2, “two”, probability 0.80", captions[0], StringComparison.Ordinal);
+        Assert.Contains("token 2, “four”, probability 0.40", captions[1], StringComparison.Ordinal);
+
+        // The second head's weights before are all 0.1 and after 0.1 but for one of 0.9: the same weight has the same colour and height on both sides.
+        await page.SelectOptionAsync("#head", "2");
+        Assert.Contains("33% of it lies elsewhere with the edit", await page.InnerTextAsync("#moved"), StringComparison.Ordinal);
+        Assert.Contains("from 0 to 0.90 in both maps", await page.InnerTextAsync("#moved"), StringComparison.Ordinal);
+        const string Copy = "const copy = c => { const d = document.createElement('canvas'); d.width = c.width; d.height = c.height; const t = d.getContext('2d', { willReadFrequently: true }); t.drawImage(c, 0, 0); return t; };";
+        const string Pixel = "([x, y]) => { " + Copy + " return [...document.querySelectorAll('#sides canvas.map')].map(c => [...copy(c).getImageData(x * c.width, y * c.height, 1, 1).data].join()); }";
+        var (same, other) = (await page.EvaluateAsync<string[]>(Pixel, new[] { 0.55, 0.1 }), await page.EvaluateAsync<string[]>(Pixel, new[] { 0.35, 0.45 }));
+        Assert.Equal(same[0], same[1]);
+        Assert.NotEqual(other[0], other[1]);
+        Assert.Equal(same[0], other[0]);
+        Assert.Contains("most at 0.35 s; height from 0 to 0.90", await page.Locator("#sides figcaption").Nth(1).InnerTextAsync(), StringComparison.Ordinal);
+        var tops = await page.EvaluateAsync<int[]>(
+            "() => { " + Copy + " return [...document.querySelectorAll('#sides canvas.row')].map(c => { const d = copy(c).getImageData(.35 * c.width, 0, 1, c.height).data; return [...Array(c.height).keys()].find(y => d[4 * y + 3] > 0); }); }");
+        Assert.InRange(tops[0], 150, 179);
+        Assert.InRange(tops[1], 0, 20);
+
+        // The text with the edit is shorter: its fourth token is not there, and saliency stays that of the model as trained.
+        await page.ClickAsync("#words button:last-child");
+        Assert.Equal("This text has no token 4.", await page.Locator("#sides figcaption").Nth(1).InnerTextAsync());
+        Assert.StartsWith("Saliency of “(end)”", await page.InnerTextAsync("#what"), StringComparison.Ordinal);
+        Assert.Equal(0, await Browser.OverhangAsync(page));
+        Assert.Empty(complaints);
+    }
+
+    [Fact]
+    public async Task A_long_or_hostile_text_with_an_edit_fits_the_page_and_has_no_saliency_beyond_the_other()
+    {
+        var inspection = Edited(Inspection());
+        string[] tokens = [Hostile, .. Enumerable.Range(0, 90).Select(i => $"word{i}")];
+        var (page, complaints) = await Open(
+            inspection with
+            {
+                Edited = inspection.Edited! with
+                {
+                    Edits = [Hostile], Tokens = tokens, Probabilities = [.. tokens.Select(_ => 0.5)], Words = [], Mean = [.. Enumerable.Range(0, 91 * States).Select(i => i % 5 / 10f)],
+                    Heads = [.. inspection.Edited.Heads.Select(head => head with { Weights = null })],
+                },
+            },
+            ColorScheme.Dark);
+        Assert.Equal($"With {Hostile}", await page.InnerTextAsync("#editname"));
+        Assert.Equal(["mean of all heads"], await page.Locator("#head option").AllInnerTextsAsync());
+        await page.Locator("#sides > div:nth-child(2) button").Nth(50).ClickAsync();
+        Assert.Equal("The text as trained has no token 51", await page.InnerTextAsync("#what"));
+        Assert.Equal("This text has no token 51.", await page.Locator("#sides figcaption").Nth(0).InnerTextAsync());
+        Assert.Equal(0, await page.Locator("#words button[aria-pressed=true]").CountAsync());
+        Assert.Equal(0, await Browser.OverhangAsync(page));
+        Assert.Empty(complaints);
+    }
+
+    private static SpeechInspection Edited(SpeechInspection inspection)
+    {
+        static float[] Flat(int rows) => [.. Enumerable.Repeat(0.1f, rows * States)];
+        var after = Flat(3);
+        after[States + 3] = 0.9f;
+        var before = new InspectedCrossHead(0, 1, Flat(Tokens), null, null);
+        return inspection with
+        {
+            Heads = [inspection.Heads[0], before],
+            Edited = new(
+                ["heads:scale=0.1,kind=cross"], "one four", true, [" one", " four", "(end)"], [0.5, 0.4, 0.3], [new("one", 0, 1, 0, 0.4, 0, 0.4), new("four", 1, 1, 0.4, 1, 0.4, 1)],
+                [new(0, 0, [.. inspection.Heads[0].Weights.Take(3 * States)], 0), new(0, 1, after, 0.333)], [.. inspection.Mean.Take(3 * States)], 0),
+        };
+    }
+
     private async Task<(IPage Page, List<string> Complaints)> Open(SpeechInspection inspection, ColorScheme scheme = ColorScheme.Light)
     {
         Assert.SkipWhen(browser.Missing is not null, browser.Missing ?? "");

@@ -1,5 +1,8 @@
 using Heed.Lab.Mechanisms;
+using Heed.Lab.Speech;
+using Heed.Models.Speech;
 using Xunit;
+using static TorchSharp.torch;
 
 namespace Heed.Lab.Tests.Mechanisms;
 
@@ -66,6 +69,71 @@ public sealed class ModelEditTests
     }
 
     [Theory]
+    [InlineData("heads:scale=0.1,by=-2,kind=cross", AttentionKind.Cross)]
+    [InlineData("move:heads=0.1,sink=3,kind=cross", AttentionKind.Cross)]
+    [InlineData("heads:scale=0.1,kind=self", AttentionKind.Self)]
+    [InlineData("move:heads=0.1,kind=self", AttentionKind.Self)]
+    [InlineData("heads:scale=0.1", null)]
+    public void Heads_of_one_kind_of_attention_are_edited_and_no_others(string text, AttentionKind? kind)
+    {
+        using var scope = NewDisposeScope();
+        using var still = no_grad();
+        manual_seed(4);
+        using var model = new SpeechTransformer(SpeechTraining.Configuration(16, 1, 1, 2));
+        model.eval();
+        var (features, tokens) = (randn(1, 40, 40), tensor(new long[] { 1, 5, 6, 7 }).unsqueeze(0));
+        Dictionary<string, (Tensor Before, Tensor After)> Outputs(string? edit)
+        {
+            var (first, last) = (new OutputProbe(), new OutputProbe());
+            using var before = model.Hooks.Install(first);
+            using var applied = edit is null ? null : ModelEdit.Apply([ModelEdit.Parse(edit)], EditTarget.Of(model));
+            using var after = model.Hooks.Install(last);
+            model.forward(features, tokens);
+            return first.Outputs.ToDictionary(site => site.Key.Name, site => (site.Value, last.Outputs[site.Key]));
+        }
+
+        var (plain, edited) = (Outputs(null), Outputs(text));
+        Assert.Equal(3, edited.Count);
+        var reached = false;
+        foreach (var name in new[] { "model.encoder.layers.0.self_attn", "model.decoder.layers.0.self_attn", "model.decoder.layers.0.encoder_attn" })
+        {
+            var isEdited = kind is null || kind == AttentionKind.Cross == name.EndsWith("encoder_attn", StringComparison.Ordinal);
+            var (before, after) = edited[name];
+            Assert.True(before[0, 0].Equals(after[0, 0]), name);
+            Assert.Equal(!isEdited, before[0, 1].Equals(after[0, 1]));
+            reached |= isEdited;
+            if (!reached)
+            {
+                // Nothing that comes before the edit differs in a bit.
+                Assert.True(plain[name].After.Equals(after), name);
+            }
+        }
+    }
+
+    [Fact]
+    public void Heads_of_encoder_decoder_models_are_counted_in_each_stack()
+    {
+        string Error(string text, EditTarget target) => Assert.Throws<ArgumentException>(() => ModelEdit.Parse(text)(target)).Message;
+        var target = new EditTarget(new(), 3, 4) { Stacks = new(3, 2, 2, 4) };
+        Assert.Contains("layers of cross-attention are 0 to 1", Error("heads:scale=2.0,kind=cross", target));
+        Assert.Contains("layer 3, and the model's layers are 0 to 2", Error("heads:scale=3.0", target));
+        Assert.Contains("have 2 and 4 heads: name heads that both have, 0 to 1", Error("heads:scale=0.2", target));
+        Assert.Contains("have 2 and 4 heads", Error("act:layers=0-2", target));
+        Assert.Contains("heads are 0 to 1", Error("heads:scale=2.2", target));
+        Assert.Contains("token by token", Error("dormant", target));
+        Assert.Contains("reads no such thing", Error("var", target));
+        Assert.Contains("reads no such thing", Error("informed", target));
+        Assert.Contains("this model is no encoder-decoder", Error("heads:scale=0.0,kind=cross", new(new(), 3, 4)));
+        Assert.Contains("this model is no encoder-decoder", Error("move:kind=cross", new(new(), 3, 4)));
+        Assert.Contains("self or cross", Error("heads:scale=0.0,kind=joint", target));
+        Assert.Empty(target.Hooks.Installed);
+        foreach (var text in new[] { "heads:scale=*.*,kind=cross", "heads:scale=1.3,kind=cross", "heads:scale=0.1/2.*", "move:heads=0.0,kind=self" })
+        {
+            ModelEdit.Parse(text)(target).Dispose();
+        }
+    }
+
+    [Theory]
     [InlineData("act:beta=2", "from 0 to 1")]
     [InlineData("act:first=perhaps", "keep or edit")]
     [InlineData("act:layers=7", "from 0 to 2")]
@@ -101,5 +169,18 @@ public sealed class ModelEditTests
         }
 
         Assert.Equal((0, 0), (hooks.Installed.Count, hooks.Watchers.Count));
+    }
+
+    private sealed class OutputProbe : AttentionHook
+    {
+        public Dictionary<AttentionSite, Tensor> Outputs { get; } = [];
+
+        public override AttentionStages StagesAt(AttentionSite site) => AttentionStages.Output;
+
+        public override Tensor OnOutput(AttentionCall call, Tensor output)
+        {
+            Outputs[call.Site] = output.clone().DetachFromDisposeScope();
+            return output;
+        }
     }
 }

@@ -1,4 +1,5 @@
 using Heed.Lab.Inspection;
+using Heed.Lab.Mechanisms;
 using Heed.Lab.Speech;
 using Heed.Models.Speech;
 using Xunit;
@@ -95,12 +96,9 @@ public sealed class SpeechTests
     public void An_inspection_has_maps_times_and_correlations_of_one_shape()
     {
         using var scope = NewDisposeScope();
-        manual_seed(3);
-        using var pretrained = new PretrainedSpeech(new SpeechTransformer(SpeechTraining.Configuration(32, 1, 2, 2)), SpokenCorpus.Features, SpokenCorpus.Vocabulary);
-        pretrained.Model.eval();
-        var random = new Random(2);
-        var sound = new Waveform([.. Enumerable.Range(0, 16_000).Select(_ => (float)random.NextDouble() - 0.5f)], 16_000);
-        var inspection = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 12, EncoderMasks = 15 }, TestContext.Current.CancellationToken);
+        using var pretrained = Untrained();
+        var sound = Noise();
+        var inspection = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 12, EncoderMasks = 15 }, cancellation: TestContext.Current.CancellationToken);
         var (tokens, states) = (inspection.Tokens.Count, inspection.States);
         Assert.Equal((100, 40, 25), (inspection.Frames, inspection.Bins, states));
         Assert.Equal(4, inspection.Heads.Count);
@@ -117,10 +115,91 @@ public sealed class SpeechTests
         SpeechInspectionReport.Write(inspection, page);
         Assert.Contains("\"state_seconds\":0.04", System.Text.Encoding.UTF8.GetString(page.ToArray()), StringComparison.Ordinal);
 
-        var bare = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 0, EncoderMasks = 0 }, TestContext.Current.CancellationToken);
+        var bare = SpeechInspector.Run(pretrained, "model", sound, "noise", new() { Masks = 0, EncoderMasks = 0 }, cancellation: TestContext.Current.CancellationToken);
         Assert.Null(bare.Saliency);
         Assert.Null(bare.MeanWithInput);
         Assert.Equal(inspection.Text, bare.Text);
+    }
+
+    [Fact]
+    public void An_edit_is_shown_beside_the_model_as_it_was_trained()
+    {
+        using var scope = NewDisposeScope();
+        using var pretrained = Untrained();
+        var sound = Noise();
+        var options = new SpeechInspectionOptions { Masks = 0, EncoderMasks = 0 };
+        SpeechInspection With(params string[] edits) => SpeechInspector.Run(
+            pretrained, "model", sound, "noise", options, (edits, () => ModelEdit.Apply([.. edits.Select(ModelEdit.Parse)], EditTarget.Of(pretrained.Model) with { Materialize = true })), Stop);
+        var plain = SpeechInspector.Run(pretrained, "model", sound, "noise", options, cancellation: Stop);
+        Assert.Null(plain.Edited);
+
+        var unchanged = With("heads:scale=0.0,by=1");
+        Assert.Equal(plain.Text, unchanged.Edited!.Text);
+        Assert.Equal(plain.Tokens, unchanged.Edited.Tokens);
+        Assert.All(plain.Probabilities.Zip(unchanged.Edited.Probabilities), pair => Assert.Equal(pair.First, pair.Second, 1e-5));
+        Assert.All(unchanged.Edited.Heads, head => Assert.Equal(0, head.Moved, 1e-5));
+        Assert.All(plain.Mean.Zip(unchanged.Edited.Mean), pair => Assert.Equal(pair.First, pair.Second, 1e-5));
+
+        // The second layer's first head looks at frame 5 alone, and the map shows it.
+        var moved = With("move:heads=1.0,kind=cross,sink=5", "heads:scale=1.1,by=3,kind=cross");
+        Assert.Equal(plain.Mean, moved.Mean);
+        Assert.Equal(plain.Text, moved.Text);
+        var edited = moved.Edited!;
+        Assert.Equal(["move:heads=1.0,kind=cross,sink=5", "heads:scale=1.1,by=3,kind=cross"], edited.Edits);
+        Assert.Equal((edited.Tokens.Count, edited.Words.Count), (edited.Probabilities.Count, edited.Tokens.Count - 1));
+        var head = edited.Heads[2];
+        Assert.Equal((1, 0), (head.Layer, head.Head));
+        Assert.All(head.Weights!.Chunk(moved.States), row => Assert.Equal(5, Assert.Single(row.Index(), weight => weight.Item != 0).Index));
+        var rows = Math.Min(moved.Tokens.Count, edited.Tokens.Count);
+        Assert.Equal(moved.Heads[2].Weights.Chunk(moved.States).Take(rows).Average(row => 1 - row[5]), head.Moved, 1e-5);
+        Assert.Empty(pretrained.Model.Hooks.Installed);
+
+        using var page = new MemoryStream();
+        SpeechInspectionReport.Write(moved, page);
+        Assert.Contains("\"edited\":{\"name\":\"move:heads=1.0,kind=cross,sink=5 heads:scale=1.1,by=3,kind=cross\"", System.Text.Encoding.UTF8.GetString(page.ToArray()), StringComparison.Ordinal);
+        Assert.Contains("not finite", Assert.Throws<ArgumentException>(() => With("heads:scale=*.*,by=1e38")).Message);
+        Assert.Contains("keys 0 to 24", Assert.Throws<ArgumentException>(() => With("move:kind=cross,sink=25")).Message);
+        Assert.Empty(pretrained.Model.Hooks.Installed);
+    }
+
+    [Theory]
+    [InlineData("stream:at=attention,scale=3,positions=-1")]
+    [InlineData("act:layers=0-1,threshold=0.02,beta=0,first=edit")]
+    [InlineData("norm:layer=0,to=5,cosine=-1")]
+    public void Probabilities_with_an_edit_are_those_of_the_calls_that_wrote(string edit)
+    {
+        using var scope = NewDisposeScope();
+        using var still = no_grad();
+        using var pretrained = Untrained();
+        using var features = pretrained.Features.Compute(Noise()).unsqueeze(0);
+        double Difference(bool edited, int beams)
+        {
+            using var applied = ModelEdit.Apply([ModelEdit.Parse(edit)], EditTarget.Of(pretrained.Model));
+            using var reading = SpeechReading.Run(pretrained, pretrained.Model.Encode(features), new() { Beams = beams }, edited, Stop);
+            var written = reading.Transcript;
+            return Math.Abs(reading.Probabilities.Take(written.Tokens.Count + (written.IsComplete ? 1 : 0)).Sum(Math.Log) - written.LogProbability);
+        }
+
+        Assert.Equal(0, Difference(edited: true, 1), 1e-3);
+        if (edit.StartsWith("stream", StringComparison.Ordinal))
+        {
+            // Read at once, only the last token would be edited.
+            Assert.True(Difference(edited: false, 1) > 0.01);
+        }
+    }
+
+    private static PretrainedSpeech Untrained()
+    {
+        manual_seed(3);
+        var pretrained = new PretrainedSpeech(new SpeechTransformer(SpeechTraining.Configuration(32, 1, 2, 2)), SpokenCorpus.Features, SpokenCorpus.Vocabulary);
+        pretrained.Model.eval();
+        return pretrained;
+    }
+
+    private static Waveform Noise()
+    {
+        var random = new Random(2);
+        return new([.. Enumerable.Range(0, 16_000).Select(_ => (float)random.NextDouble() - 0.5f)], 16_000);
     }
 
     private static void SkipWithoutSynthesizer() => Assert.SkipUnless(EspeakSynthesizer.IsInstalled(), $"eSpeak NG is not installed: {EspeakSynthesizer.HowToInstall}.");

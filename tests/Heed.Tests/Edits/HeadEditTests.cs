@@ -44,6 +44,37 @@ public sealed class HeadEditTests : IDisposable
     }
 
     [Fact]
+    public void A_move_that_is_materialised_shows_in_the_map_and_gives_the_same_output()
+    {
+        var (query, key, value) = (randn([2, 4, 6, 8], dtype: float64), randn([2, 2, 9, 8], dtype: float64), randn([2, 2, 9, 8], dtype: float64));
+        var options = new AttentionOptions { Gate = rand([2, 4, 6, 1], dtype: float64), QueryLengths = tensor(new long[] { 6, 4 }) };
+        var site = new AttentionSite(2, AttentionKind.Cross, "layer.2.cross");
+        Tensor Moved(MoveToSink move, out AttentionMapProbe maps)
+        {
+            var hooks = new AttentionHooks();
+            using var edit = hooks.Install(move);
+            maps = new AttentionMapProbe();
+            using var installed = hooks.Install(maps);
+            return Attention.Compute(query, key, value, options, site, hooks);
+        }
+
+        var expected = Moved(new([(2, 1)], 4, AttentionKind.Cross), out var before);
+        var moved = Moved(new([(2, 1)], 4, AttentionKind.Cross) { Materialize = true }, out var after);
+        using (before)
+        using (after)
+        {
+            Assertions.Close(expected, moved, 1e-12);
+            Assert.Equal(6, after[site][0, 1, .., 4].sum().item<double>());
+            Assert.Equal(4, after[site][1, 1].sum().item<double>());
+            Assertions.Close(before[site][.., 2..], after[site][.., 2..], 1e-12);
+            Assert.True(before[site][0, 1, .., 4].sum().item<double>() < 6);
+        }
+
+        Assertions.Close(Attention.Compute(query, key, value, options), Moved(new([(2, 1)], 4, AttentionKind.Self), out var other), 0);
+        other.Dispose();
+    }
+
+    [Fact]
     public void A_cache_of_half_precision_is_read_in_the_output_type_and_gradients_reach_the_sink()
     {
         var (query, key, value) = (randn(1, 2, 1, 8), randn(1, 2, 5, 8).to(float16), randn(1, 2, 5, 8).to(float16));

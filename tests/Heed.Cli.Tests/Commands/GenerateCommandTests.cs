@@ -97,8 +97,8 @@ public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture
     [Theory]
     [InlineData("There is no edit 'spiral'", "--edit", "spiral")]
     [InlineData("--compare shows", "--compare")]
-    [InlineData("acts on the tokens of a picture", "--edit", "var")]
-    [InlineData("acts on the tokens of a picture", "--edit", "informed:alpha=0.5")]
+    [InlineData("acts on a picture's tokens", "--edit", "var")]
+    [InlineData("acts on a picture's tokens", "--edit", "informed:alpha=0.5")]
     [InlineData("layers are 0 to", "--edit", "ablate:mlp=77")]
     public async Task A_wrong_edit_is_one_sentence(string sentence, params string[] arguments)
     {

@@ -58,7 +58,9 @@ public static class ImageInspector
         }
 
         using var applied = change.Apply(new(model.Hooks, places.Heads.Count, places.Heads.Max()) { HeadsOfLayers = places.Heads, Materialize = true });
-        return Look(model, card, picture, others, cancellation) with { Edit = change.Name, Before = trained };
+        var edited = Look(model, card, picture, others, cancellation);
+        ModelEdit.RequireFinite(edited.Probabilities);
+        return edited with { Edit = change.Name, Before = trained };
     }
 
     private static ImageInspection Look(ImageClassifier model, ImageModelCard card, InspectedPicture picture, ImageData? others, CancellationToken cancellation)

@@ -143,7 +143,13 @@ public static class Inspector
         ModelEdit.Apply(edits, target).Dispose();
         var before = Run(pretrained, name, text, source, unedited, Half(progress, second: false), cancellation);
         using var applied = ModelEdit.Apply(edits, target);
-        return Run(pretrained, name, text, source, unedited, Half(progress, second: true), cancellation) with { Edits = options.Edits, Before = before };
+        var edited = Run(pretrained, name, text, source, unedited, Half(progress, second: true), cancellation);
+        if (double.IsFinite(before.BitsPerByte))
+        {
+            ModelEdit.RequireFinite([edited.BitsPerByte]);
+        }
+
+        return edited with { Edits = options.Edits, Before = before };
     }
 
     private static Halved? Half(IProgress<InspectionProgress>? progress, bool second) => progress is null ? null : new Halved(progress, second);

@@ -1,3 +1,4 @@
+using Heed.Lab.Mechanisms;
 using Heed.Models.Speech;
 using Heed.Probes;
 using static TorchSharp.torch;
@@ -41,10 +42,17 @@ public sealed class SpeechReading : IDisposable
         long[] tokens = [.. written.Tokens, model.Configuration.EndToken];
         var isSingle = (options?.Beams ?? 1) == 1;
         var (probabilities, maps) = edited && isSingle ? TokenByToken(model, encoded, tokens) : AtOnce(model, encoded, tokens);
-        if (edited && !probabilities.All(double.IsFinite))
+        if (edited)
         {
-            maps.Dispose();
-            throw new ArgumentException("With the edit the model's numbers are not finite any more: choose smaller factors.");
+            try
+            {
+                ModelEdit.RequireFinite(probabilities);
+            }
+            catch
+            {
+                maps.Dispose();
+                throw;
+            }
         }
 
         return new(written, probabilities, maps, WordTimes.Of(pretrained, maps.Mean(), written.Tokens));

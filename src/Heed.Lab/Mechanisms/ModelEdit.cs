@@ -79,6 +79,17 @@ public sealed record ModelEdit(string Name, string Usage, string Summary, string
         return apply;
     }
 
+    /// <summary>Throws where an edited model gave numbers that cannot be shown.</summary>
+    /// <param name="numbers">What it gave.</param>
+    /// <exception cref="ArgumentException">One is not finite.</exception>
+    internal static void RequireFinite(IEnumerable<double> numbers)
+    {
+        if (!numbers.All(double.IsFinite))
+        {
+            throw new ArgumentException("With the edit the model's numbers are not finite any more: choose smaller factors.");
+        }
+    }
+
     /// <summary>Puts edits into a model, one after the other, until the result is disposed.</summary>
     /// <param name="edits">What <see cref="Parse"/> gave.</param>
     /// <param name="target">The model. Edits of weights that meet at a site change its map, so that each goes by what the one before it left.</param>

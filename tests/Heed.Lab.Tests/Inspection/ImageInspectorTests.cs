@@ -45,6 +45,7 @@ public sealed class ImageInspectorTests
     [InlineData("focalnet", "ablate:mlp=0", "no attention and no blocks")]
     [InlineData("vit:depth=1", "heads:scale=1.0", "names layer 1")]
     [InlineData("vit:depth=1", "informed", "vision-language model")]
+    [InlineData("vit:depth=2", "stream:scale=1e38", "not finite any more")]
     public void An_edit_that_the_model_has_no_place_for_is_refused(string name, string text, string sentence)
     {
         using var scope = NewDisposeScope();

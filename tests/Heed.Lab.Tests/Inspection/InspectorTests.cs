@@ -29,6 +29,8 @@ public class InspectorTests
         Assert.Contains("id=\"b0\"", html, StringComparison.Ordinal);
         Assert.Contains("act:layers=0-1,threshold=0.05", html, StringComparison.Ordinal);
         Assert.Throws<ArgumentException>(() => Inspector.Run(pretrained, "tiny", Text, "a verse", new() { Edits = ["ablate:mlp=99"] }, cancellation: TestContext.Current.CancellationToken));
+        var broken = Assert.Throws<ArgumentException>(() => Inspector.Run(pretrained, "tiny", Text, "a verse", new() { Edits = ["stream:scale=1e38"] }, cancellation: TestContext.Current.CancellationToken));
+        Assert.Contains("not finite any more", broken.Message, StringComparison.Ordinal);
     }
 
     [Theory]

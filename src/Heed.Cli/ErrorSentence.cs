@@ -23,7 +23,7 @@ internal static partial class ErrorSentence
             UnauthorizedAccessException => $"{cause.Message.TrimEnd('.')}: check its permissions.",
             OutOfMemoryException => "There is not enough memory for this; try fewer tokens (--tokens) or a smaller model.",
             ArgumentException argument => WithoutParameter(argument),
-            IOException or InvalidDataException or DllNotFoundException or NotSupportedException or InvalidOperationException => cause.Message,
+            IOException or InvalidDataException or DllNotFoundException or NotSupportedException or InvalidOperationException or NotFiniteNumberException => cause.Message,
             ExternalException => $"libtorch: {cause.Message}",
             _ => $"{cause.GetType().Name}: {cause.Message}",
         });
@@ -32,7 +32,7 @@ internal static partial class ErrorSentence
 
     private static bool IsExpected(Exception cause) => cause
         is ArgumentException or IOException or InvalidDataException or UnauthorizedAccessException or DllNotFoundException or NotSupportedException
-        or OutOfMemoryException or OperationCanceledException;
+        or OutOfMemoryException or OperationCanceledException or NotFiniteNumberException;
 
     /// <summary>.NET appends the parameter's name and value to an argument's message, which says nothing to somebody at a terminal.</summary>
     private static string WithoutParameter(ArgumentException exception)

@@ -27,7 +27,8 @@ public sealed class TextGenerator
     /// <param name="onText">Receives the new text piece by piece, whole characters only; null: no one.</param>
     /// <param name="cancellation">Ends the generation between tokens.</param>
     /// <exception cref="ArgumentException">The prompt has no token or more than the context holds, or an option is out of range.</exception>
-    /// <exception cref="InvalidOperationException">There is no tokenizer, or the model's logits are not numbers.</exception>
+    /// <exception cref="InvalidOperationException">There is no tokenizer.</exception>
+    /// <exception cref="NotFiniteNumberException">The model's logits are not numbers.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     public GenerationResult Generate(string prompt, GenerationOptions? options = null, Action<string>? onText = null, CancellationToken cancellation = default)
     {
@@ -45,7 +46,7 @@ public sealed class TextGenerator
     /// <param name="onToken">Receives every new token; null: no one.</param>
     /// <param name="cancellation">Ends the generation between tokens.</param>
     /// <exception cref="ArgumentException">The prompt has no token or more than the context holds, or an option is out of range.</exception>
-    /// <exception cref="InvalidOperationException">The model's logits are not numbers.</exception>
+    /// <exception cref="NotFiniteNumberException">The model's logits are not numbers.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     public GenerationResult Generate(IReadOnlyList<int> prompt, GenerationOptions? options = null, Action<int>? onToken = null, CancellationToken cancellation = default)
     {
@@ -59,7 +60,7 @@ public sealed class TextGenerator
     /// <param name="onToken">Receives every new token; null: no one.</param>
     /// <param name="cancellation">Ends the generation between tokens.</param>
     /// <exception cref="ArgumentException">The prompt is of more than one sequence or has more tokens than the context holds, or an option is out of range.</exception>
-    /// <exception cref="InvalidOperationException">The model's logits are not numbers.</exception>
+    /// <exception cref="NotFiniteNumberException">The model's logits are not numbers.</exception>
     /// <exception cref="OperationCanceledException">It was cancelled.</exception>
     public GenerationResult Generate(EmbeddedPrompt prompt, GenerationOptions? options = null, Action<int>? onToken = null, CancellationToken cancellation = default)
     {

@@ -6,7 +6,7 @@ internal sealed class TokenSampler(GenerationOptions options)
     private readonly Random _random = new(options.Seed);
 
     /// <summary>The chosen token's id. Of equal logits the lowest id comes first.</summary>
-    /// <exception cref="InvalidOperationException">The logits are not numbers.</exception>
+    /// <exception cref="NotFiniteNumberException">The logits are not numbers.</exception>
     public int Choose(ReadOnlySpan<float> logits)
     {
         var best = 0;
@@ -14,7 +14,7 @@ internal sealed class TokenSampler(GenerationOptions options)
         {
             if (float.IsNaN(logits[i]) || float.IsPositiveInfinity(logits[i]))
             {
-                throw new InvalidOperationException("The model gave logits that are not numbers: its weights are broken, or its type is too narrow for them.");
+                throw new NotFiniteNumberException("The model gave logits that are not numbers: its weights are broken, its type is too narrow for them, or an edit is too strong.");
             }
 
             best = logits[i] > logits[best] ? i : best;

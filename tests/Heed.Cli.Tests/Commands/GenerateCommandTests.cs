@@ -97,6 +97,7 @@ public sealed class GenerateCommandTests(TinyModelFolder folder) : IClassFixture
     [Theory]
     [InlineData("There is no edit 'spiral'", "--edit", "spiral")]
     [InlineData("--compare shows", "--compare")]
+    [InlineData("an edit is too strong.", "--edit", "stream:scale=1e38")]
     [InlineData("acts on a picture's tokens", "--edit", "var")]
     [InlineData("acts on a picture's tokens", "--edit", "informed:alpha=0.5")]
     [InlineData("layers are 0 to", "--edit", "ablate:mlp=77")]

@@ -154,6 +154,6 @@ public class TextGeneratorTests
         Assert.Contains("TopP", Assert.Throws<ArgumentException>(() => generator.Generate(Prompt, new GenerationOptions { TopP = 0 })).Message);
         Assert.Contains("Temperature", Assert.Throws<ArgumentException>(() => generator.Generate(Prompt, new GenerationOptions { Temperature = double.NaN })).Message);
         Assert.Contains("TopK", Assert.Throws<ArgumentException>(() => generator.Generate(Prompt, new GenerationOptions { TopK = -1 })).Message);
-        Assert.Contains("not numbers", Assert.Throws<InvalidOperationException>(() => new TokenSampler(new GenerationOptions()).Choose([0, float.NaN])).Message);
+        Assert.Contains("not numbers", Assert.Throws<NotFiniteNumberException>(() => new TokenSampler(new GenerationOptions()).Choose([0, float.NaN])).Message);
     }
 }

@@ -7,7 +7,7 @@ using System.Text.Unicode;
 
 namespace Heed.Lab.Inspection;
 
-/// <summary>Writes report pages: a template among the resources, which begins with the mark <c>{{head}}</c> (what every page begins with: <c>head.html</c>), with its own marks filled in.</summary>
+/// <summary>Writes report pages: a template among the resources, which begins with the mark <c>{{head}}</c> (what every page begins with: <c>head.html</c>) and mostly goes on with <c>{{look}}</c> (<c>look.css</c>), with its own marks filled in.</summary>
 internal static class ReportPage
 {
     private const string Resources = "Heed.Lab.Inspection.";
@@ -26,9 +26,9 @@ internal static class ReportPage
         var body = Resource(template);
         // A page without a script of its own runs none at all.
         var head = Resource("head.html").TrimEnd().Replace("{{script}}", body.Contains("<script", StringComparison.Ordinal) ? " script-src 'unsafe-inline';" : "", StringComparison.Ordinal);
-        var page = body.Replace("{{head}}", head, StringComparison.Ordinal);
+        var page = body.Replace("{{head}}", head, StringComparison.Ordinal).Replace("{{look}}", Resource("look.css"), StringComparison.Ordinal);
         var at = 0;
-        foreach (var (mark, write) in parts.Prepend(("look", writer => writer.Write(Resource("look.css")))).Prepend(("title", writer => writer.Write(WebUtility.HtmlEncode(title)))))
+        foreach (var (mark, write) in parts.Prepend(("title", writer => writer.Write(WebUtility.HtmlEncode(title)))))
         {
             var text = $"{{{{{mark}}}}}";
             var found = page.IndexOf(text, at, StringComparison.Ordinal);

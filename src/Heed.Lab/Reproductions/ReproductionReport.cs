@@ -3,14 +3,13 @@ using System.Net;
 using System.Text;
 using Heed.Lab.Catalogue;
 using Heed.Lab.Figures;
+using Heed.Lab.Inspection;
 
 namespace Heed.Lab.Reproductions;
 
 /// <summary>Writes a reproduction as one HTML page that needs nothing beside itself: no network, no script, no other file.</summary>
 public static class ReproductionReport
 {
-    private const string Resource = "Heed.Lab.Reproductions.report.html";
-
     /// <summary>Writes the page.</summary>
     /// <param name="record">What was measured.</param>
     /// <param name="summary">What was done, in one line.</param>
@@ -80,9 +79,7 @@ public static class ReproductionReport
         body.Append(CultureInfo.InvariantCulture, $"<section><h2>This run</h2><dl><dt>again</dt><dd><code>heed reproduce {Text(record.Slug)}{(record.Quick ? " --quick" : "")}</code></dd>")
             .Append(CultureInfo.InvariantCulture, $"<dt>date</dt><dd>{record.Date:yyyy-MM-dd HH:mm} UTC</dd><dt>time</dt><dd>{record.Seconds:0} s</dd>")
             .Append(CultureInfo.InvariantCulture, $"<dt>seeds</dt><dd>{(record.Seeds.Count > 0 ? string.Join(", ", record.Seeds) : "none needed")}</dd><dt>machine</dt><dd>{Text(record.Machine)}</dd></dl></section>");
-        using var writer = new StreamWriter(stream, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false), leaveOpen: true);
-        // What stands in the body may itself hold a mark: it is put in last.
-        writer.Write(Template().Replace("{{title}}", Text($"{record.Slug}: {record.Counts}"), StringComparison.Ordinal).Replace("{{body}}", body.ToString(), StringComparison.Ordinal));
+        ReportPage.Write(stream, "reproduction-report.html", $"{record.Slug}: {record.Counts}", [("body", writer => writer.Write(body))]);
 
         void Picture(string title, byte[] png) => body.Append(CultureInfo.InvariantCulture, $"<section><h2>{Text(title)}</h2><div class=\"wide\"><img alt=\"{Text(title)}\" src=\"data:image/png;base64,")
             .Append(Convert.ToBase64String(png)).Append("\"></div></section>");
@@ -91,11 +88,4 @@ public static class ReproductionReport
     private static string Class(Verdict verdict) => verdict switch { Verdict.Confirmed => "yes", Verdict.NotConfirmed => "no", _ => "open" };
 
     private static string Text(string text) => WebUtility.HtmlEncode(text);
-
-    private static string Template()
-    {
-        using var stream = typeof(ReproductionReport).Assembly.GetManifestResourceStream(Resource)!;
-        using var reader = new StreamReader(stream);
-        return reader.ReadToEnd();
-    }
 }
